@@ -1,0 +1,71 @@
+# Flags of Tessera's own targets, and the three ways to add one.
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_CXX_VISIBILITY_PRESET hidden)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin)
+set(CMAKE_ARCHIVE_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/lib)
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
+endif()
+
+find_program(TESSERA_CCACHE ccache)
+if(TESSERA_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${TESSERA_CCACHE})
+endif()
+
+add_library(tessera_flags INTERFACE)
+target_compile_options(tessera_flags INTERFACE -Wall -Wextra -Wpedantic -Wno-unknown-pragmas -fno-math-errno)
+if(TESSERA_WARNINGS_AS_ERRORS)
+  target_compile_options(tessera_flags INTERFACE -Werror)
+endif()
+if(TESSERA_SANITIZE)
+  target_compile_options(tessera_flags INTERFACE -fsanitize=${TESSERA_SANITIZE} -fno-omit-frame-pointer -g -O1)
+  target_link_options(tessera_flags INTERFACE -fsanitize=${TESSERA_SANITIZE})
+  if(TESSERA_SANITIZE MATCHES "undefined")
+    target_compile_options(tessera_flags INTERFACE -fno-sanitize-recover=undefined)
+  endif()
+endif()
+
+# Release and debug builds of the CPU kernels: every instruction set is compiled in, the machine's best is chosen at run
+# time. Unoptimised builds emit inline functions out of line, which the linker could then take from the wrong
+# instruction set; they get the baseline only.
+if(CMAKE_BUILD_TYPE STREQUAL "Debug")
+  set(TESSERA_INSTRUCTION_SETS baseline)
+else()
+  set(TESSERA_INSTRUCTION_SETS baseline avx2 avx512)
+endif()
+
+# tessera_add_library(tensor DEPENDS kernels): target tessera_tensor (tessera::tensor) from the sources of the current
+# folder and its subfolders.
+function(tessera_add_library name)
+  cmake_parse_arguments(arg "" "" "SOURCES;DEPENDS;PRIVATE" ${ARGN})
+  set(sources ${arg_SOURCES})
+  if(NOT sources)
+    file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cpp)
+  endif()
+  add_library(tessera_${name} STATIC ${sources})
+  add_library(tessera::${name} ALIAS tessera_${name})
+  set_target_properties(tessera_${name} PROPERTIES EXPORT_NAME ${name})
+  target_compile_features(tessera_${name} PUBLIC cxx_std_20)
+  target_include_directories(tessera_${name} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>
+                                                    $<INSTALL_INTERFACE:include/tessera>)
+  foreach(dependency ${arg_DEPENDS})
+    target_link_libraries(tessera_${name} PUBLIC tessera::${dependency})
+  endforeach()
+  target_link_libraries(tessera_${name} PRIVATE $<BUILD_INTERFACE:tessera_flags> ${arg_PRIVATE})
+  set_property(GLOBAL APPEND PROPERTY TESSERA_LIBRARIES tessera_${name})
+endfunction()
+
+# tessera_add_program(gpt2_train SOURCES train.cpp DEPENDS dist nn): an executable in bin/.
+function(tessera_add_program name)
+  cmake_parse_arguments(arg "" "" "SOURCES;DEPENDS;PRIVATE" ${ARGN})
+  add_executable(${name} ${arg_SOURCES})
+  foreach(dependency ${arg_DEPENDS})
+    target_link_libraries(${name} PRIVATE tessera::${dependency})
+  endforeach()
+  target_link_libraries(${name} PRIVATE tessera_flags ${arg_PRIVATE})
+endfunction()

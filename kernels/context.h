@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+namespace tessera::kernels {
+
+/// What the meta device counts: calls, floating-point operations, bytes read and written.
+struct OpCounts {
+  std::uint64_t calls = 0;
+  std::uint64_t flops = 0;
+  std::uint64_t bytes_read = 0;
+  std::uint64_t bytes_written = 0;
+};
+
+/// Where kernels take scratch memory from: the rank's allocator, so that it is counted as workspace.
+class WorkspaceSource {
+ public:
+  virtual ~WorkspaceSource() = default;
+  /// 64-byte aligned; never null for size_bytes > 0.
+  virtual void* acquire(std::size_t size_bytes) = 0;
+  virtual void release(void* data, std::size_t size_bytes) noexcept = 0;
+};
+
+/// State that a device keeps between kernel calls of one rank (created matrix-product primitives, say).
+class DeviceCache {
+ public:
+  virtual ~DeviceCache() = default;
+};
+
+/// The part of a rank's context that kernels see. One per rank; only that rank's thread touches it.
+struct KernelContext {
+  int num_threads = 1;                         ///< threads of one parallel loop of this rank
+  OpCounts counts;                             ///< filled by the meta device
+  WorkspaceSource* workspace_source = nullptr; ///< null: the system's aligned allocation
+  std::unique_ptr<DeviceCache> cpu_cache;
+};
+
+/// The calling thread's context; a thread that never set one has a default of its own with one thread.
+[[nodiscard]] KernelContext& kernel_context() noexcept;
+
+/// Makes `context` the calling thread's; null restores the thread's default. Returns the one replaced.
+KernelContext* exchange_kernel_context(KernelContext* context) noexcept;
+
+/// Scratch memory for the length of a scope, from the calling rank's source. 64-byte aligned, not cleared.
+class Workspace {
+ public:
+  explicit Workspace(std::size_t size_bytes);
+  ~Workspace();
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  [[nodiscard]] void* data() const noexcept { return data_; }
+  template <class T>
+  [[nodiscard]] T* as() const noexcept {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void* data_ = nullptr;
+  std::size_t size_bytes_ = 0;
+  WorkspaceSource* source_ = nullptr;
+};
+
+}  // namespace tessera::kernels

@@ -1,0 +1,14 @@
+#pragma once
+
+#include <cstdint>
+
+namespace tessera {
+
+/// `kMeta` has shapes and no data: its kernels only count operations and bytes.
+enum class DeviceType : std::uint8_t { kCpu, kMeta };
+
+[[nodiscard]] constexpr const char* name(DeviceType type) noexcept {
+  return type == DeviceType::kCpu ? "cpu" : "meta";
+}
+
+}  // namespace tessera
