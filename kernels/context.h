@@ -31,9 +31,9 @@ class DeviceCache {
 
 /// The part of a rank's context that kernels see. One per rank; only that rank's thread touches it.
 struct KernelContext {
-  int num_threads = 1;                         ///< threads of one parallel loop of this rank
-  OpCounts counts;                             ///< filled by the meta device
-  WorkspaceSource* workspace_source = nullptr; ///< null: the system's aligned allocation
+  int num_threads = 1;                          ///< threads of one parallel loop of this rank
+  OpCounts counts;                              ///< filled by the meta device
+  WorkspaceSource* workspace_source = nullptr;  ///< null: the system's aligned allocation
   std::unique_ptr<DeviceCache> cpu_cache;
 };
 

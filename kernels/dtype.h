@@ -21,13 +21,17 @@ inline constexpr DType kBool = DType::kBool;
 [[nodiscard]] constexpr std::size_t size_bytes(DType dtype) noexcept {
   switch (dtype) {
     case DType::kF64:
-    case DType::kI64: return 8;
+    case DType::kI64:
+      return 8;
     case DType::kF32:
-    case DType::kI32: return 4;
+    case DType::kI32:
+      return 4;
     case DType::kF16:
-    case DType::kBF16: return 2;
+    case DType::kBF16:
+      return 2;
     case DType::kU8:
-    case DType::kBool: return 1;
+    case DType::kBool:
+      return 1;
   }
   return 0;
 }
@@ -39,14 +43,22 @@ inline constexpr DType kBool = DType::kBool;
 /// "f32", "bf16", ...: the spelling of messages, options and files.
 [[nodiscard]] constexpr const char* name(DType dtype) noexcept {
   switch (dtype) {
-    case DType::kF64: return "f64";
-    case DType::kF32: return "f32";
-    case DType::kF16: return "f16";
-    case DType::kBF16: return "bf16";
-    case DType::kI64: return "i64";
-    case DType::kI32: return "i32";
-    case DType::kU8: return "u8";
-    case DType::kBool: return "bool";
+    case DType::kF64:
+      return "f64";
+    case DType::kF32:
+      return "f32";
+    case DType::kF16:
+      return "f16";
+    case DType::kBF16:
+      return "bf16";
+    case DType::kI64:
+      return "i64";
+    case DType::kI32:
+      return "i32";
+    case DType::kU8:
+      return "u8";
+    case DType::kBool:
+      return "bool";
   }
   return "?";
 }
@@ -119,13 +131,21 @@ struct Float16 {
 /// DType of a C++ element type: `dtype_of<float> == kF32`.
 template <class T>
 inline constexpr DType dtype_of = static_cast<DType>(255);
-template <> inline constexpr DType dtype_of<double> = DType::kF64;
-template <> inline constexpr DType dtype_of<float> = DType::kF32;
-template <> inline constexpr DType dtype_of<Float16> = DType::kF16;
-template <> inline constexpr DType dtype_of<BFloat16> = DType::kBF16;
-template <> inline constexpr DType dtype_of<std::int64_t> = DType::kI64;
-template <> inline constexpr DType dtype_of<std::int32_t> = DType::kI32;
-template <> inline constexpr DType dtype_of<std::uint8_t> = DType::kU8;
-template <> inline constexpr DType dtype_of<bool> = DType::kBool;
+template <>
+inline constexpr DType dtype_of<double> = DType::kF64;
+template <>
+inline constexpr DType dtype_of<float> = DType::kF32;
+template <>
+inline constexpr DType dtype_of<Float16> = DType::kF16;
+template <>
+inline constexpr DType dtype_of<BFloat16> = DType::kBF16;
+template <>
+inline constexpr DType dtype_of<std::int64_t> = DType::kI64;
+template <>
+inline constexpr DType dtype_of<std::int32_t> = DType::kI32;
+template <>
+inline constexpr DType dtype_of<std::uint8_t> = DType::kU8;
+template <>
+inline constexpr DType dtype_of<bool> = DType::kBool;
 
 }  // namespace tessera

@@ -59,7 +59,8 @@ class NonFiniteError : public Error {
   using Error::Error;
 };
 
-/// A collective that failed: mismatched calls, a lost or silent peer. Carries rank, group, sequence and call site.
+/// A collective that failed: mismatched calls, a lost or silent peer. Carries rank, group, sequence and call
+/// site.
 class CommError : public Error {
   using Error::Error;
 };

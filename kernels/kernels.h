@@ -4,11 +4,14 @@
 // implementation per device (kernels/cpu, kernels/meta), found through `kernels::of(device)`.
 //
 // Rules that hold for every kernel:
-//  - Shapes and dtypes have been checked by the caller; a kernel asserts, it does not diagnose. What only the data
+//  - Shapes and dtypes have been checked by the caller; a kernel asserts, it does not diagnose. What only the
+//  data
 //    can tell (a token id out of range) is thrown as IndexError.
-//  - Outputs are allocated by the caller. An output may be the same view as an input of equal dtype where it says
+//  - Outputs are allocated by the caller. An output may be the same view as an input of equal dtype where it
+//  says
 //    "in place"; otherwise outputs overlap nothing.
-//  - 16-bit floats are converted to f32, computed, and rounded once. f64 is computed in f64 throughout. Sums, norms,
+//  - 16-bit floats are converted to f32, computed, and rounded once. f64 is computed in f64 throughout. Sums,
+//  norms,
 //    softmax and losses accumulate in `accumulation_dtype`.
 //  - Any strides are accepted unless it says "contiguous". Empty tensors are legal everywhere.
 //  - Results do not depend on the number of threads, except where a docstring says so.
@@ -26,7 +29,21 @@
 namespace tessera::kernels {
 
 enum class UnaryOp : std::uint8_t {
-  kNeg, kAbs, kSign, kSquare, kSqrt, kRsqrt, kReciprocal, kExp, kLog, kSin, kCos, kTanh, kSigmoid, kErf, kRelu,
+  kNeg,
+  kAbs,
+  kSign,
+  kSquare,
+  kSqrt,
+  kRsqrt,
+  kReciprocal,
+  kExp,
+  kLog,
+  kSin,
+  kCos,
+  kTanh,
+  kSigmoid,
+  kErf,
+  kRelu,
   kGeluTanh,  // Hendrycks & Gimpel 2016, tanh approximation: GPT-2's
   kGeluErf,   // exact
   kSilu,      // x · sigmoid(x)
@@ -45,8 +62,8 @@ class Elementwise {
  public:
   virtual ~Elementwise() = default;
 
-  /// y ← x, converting the dtype. x has y's shape (broadcast by strides of 0). To integers: truncates; to bool:
-  /// x ≠ 0. Any pair of dtypes.
+  /// y ← x, converting the dtype. x has y's shape (broadcast by strides of 0). To integers: truncates; to
+  /// bool: x ≠ 0. Any pair of dtypes.
   virtual void copy(const ConstView& x, const View& y) const = 0;
   virtual void fill(const View& y, double value) const = 0;
   /// y[i] = start + i · step, contiguous 1-D.
@@ -61,12 +78,14 @@ class Elementwise {
   /// Floats and integers; kAnd, kOr bool only. Integer division truncates; by zero throws IndexError.
   virtual void binary(BinaryOp op, const ConstView& a, const ConstView& b, const View& y) const = 0;
   /// y ← a op scalar, or scalar op a if `scalar_first`.
-  virtual void binary_scalar(BinaryOp op, const ConstView& a, double scalar, bool scalar_first, const View& y) const = 0;
+  virtual void binary_scalar(BinaryOp op, const ConstView& a, double scalar, bool scalar_first,
+                             const View& y) const = 0;
   /// y[bool] ← a op b; a and b of any equal dtype.
   virtual void compare(CompareOp op, const ConstView& a, const ConstView& b, const View& y) const = 0;
   virtual void compare_scalar(CompareOp op, const ConstView& a, double scalar, const View& y) const = 0;
   /// y ← condition[bool] ? a : b; all of y's shape by strides of 0.
-  virtual void where(const ConstView& condition, const ConstView& a, const ConstView& b, const View& y) const = 0;
+  virtual void where(const ConstView& condition, const ConstView& a, const ConstView& b,
+                     const View& y) const = 0;
   /// y ← y + alpha · x. x may have another float dtype than y (bf16 gradients into f32 sums).
   virtual void add_scaled(const View& y, const ConstView& x, double alpha) const = 0;
 };
@@ -75,11 +94,12 @@ class Reductions {
  public:
   virtual ~Reductions() = default;
 
-  /// y ← op over the dimensions in which y's size is 1 and x's is not (y has x's number of dims). Sum, mean, max, min:
-  /// y has x's dtype (a 16-bit x may have an f32 y); any, all: bool. An empty sum is 0, any false, all true;
-  /// an empty mean is NaN; empty max and min are refused by the caller.
+  /// y ← op over the dimensions in which y's size is 1 and x's is not (y has x's number of dims). Sum, mean,
+  /// max, min: y has x's dtype (a 16-bit x may have an f32 y); any, all: bool. An empty sum is 0, any false,
+  /// all true; an empty mean is NaN; empty max and min are refused by the caller.
   virtual void reduce(ReduceOp op, const ConstView& x, const View& y) const = 0;
-  /// y[i64] ← index of the largest (`largest`) or smallest element along `dim`, where y's size is 1. First of equals.
+  /// y[i64] ← index of the largest (`largest`) or smallest element along `dim`, where y's size is 1. First of
+  /// equals.
   virtual void arg_reduce(bool largest, const ConstView& x, int dim, const View& y) const = 0;
   /// Σ x² over all elements of all views, in f64, in a fixed order.
   virtual double sum_of_squares(std::span<const ConstView> xs) const = 0;
@@ -96,24 +116,26 @@ class Matmul {
     bool accumulate = false;          ///< c ← c + a·b instead of c ← a·b
   };
 
-  /// c [batch..., M, N] ← a [batch..., M, K] · b [batch..., K, N]. Batch dimensions equal c's (broadcast by strides
-  /// of 0 in a and b). a and b have the same float dtype; c has it too, or is f32 with 16-bit a and b. Any strides;
-  /// fast when in each of a, b one of the last two strides is 1. K = 0 gives zeros (or the bias).
-  virtual void matmul(const ConstView& a, const ConstView& b, const View& c, const Options& options) const = 0;
+  /// c [batch..., M, N] ← a [batch..., M, K] · b [batch..., K, N]. Batch dimensions equal c's (broadcast by
+  /// strides of 0 in a and b). a and b have the same float dtype; c has it too, or is f32 with 16-bit a and
+  /// b. Any strides; fast when in each of a, b one of the last two strides is 1. K = 0 gives zeros (or the
+  /// bias).
+  virtual void matmul(const ConstView& a, const ConstView& b, const View& c,
+                      const Options& options) const = 0;
 };
 
-/// Layers that would take several passes if written with elementwise kernels. x is [N, D] with contiguous rows
-/// (stride 1 in D) unless it says otherwise; statistics are in `accumulation_dtype(x)`, contiguous.
+/// Layers that would take several passes if written with elementwise kernels. x is [N, D] with contiguous
+/// rows (stride 1 in D) unless it says otherwise; statistics are in `accumulation_dtype(x)`, contiguous.
 class Normalization {
  public:
   virtual ~Normalization() = default;
 
-  /// y = (x − mean) · inv_std · gain + bias (Ba et al., 2016). mean, inv_std [N]. gain, bias [D], dtype of x; `bias` may
-  /// have null data (no bias). If `residual` is given: x is first replaced by x + residual, written to `sum`
-  /// (fused residual + LayerNorm; sum may be x or residual itself).
-  virtual void layer_norm(const ConstView& x, const ConstView* residual, const View* sum, const ConstView& gain,
-                          const ConstView& bias, double epsilon, const View& y, const View& mean,
-                          const View& inv_std) const = 0;
+  /// y = (x − mean) · inv_std · gain + bias (Ba et al., 2016). mean, inv_std [N]. gain, bias [D], dtype of x;
+  /// `bias` may have null data (no bias). If `residual` is given: x is first replaced by x + residual,
+  /// written to `sum` (fused residual + LayerNorm; sum may be x or residual itself).
+  virtual void layer_norm(const ConstView& x, const ConstView* residual, const View* sum,
+                          const ConstView& gain, const ConstView& bias, double epsilon, const View& y,
+                          const View& mean, const View& inv_std) const = 0;
   /// dx [N, D]; dgain, dbias [D] in dtype of gain or f32; each is skipped if null. dx may be dy.
   virtual void layer_norm_backward(const ConstView& dy, const ConstView& x, const ConstView& gain,
                                    const ConstView& mean, const ConstView& inv_std, const View* dx,
@@ -130,23 +152,24 @@ class Normalization {
   /// dx from y = softmax(x) (or its logarithm); dx may be dy.
   virtual void softmax_backward(const ConstView& y, const ConstView& dy, bool log, const View& dx) const = 0;
 
-  /// y = keep · x / (1 − p), keep from the key and the global index of each element; any shape; in place allowed.
-  /// The backward pass is the same call on dy: the mask is made again, never stored.
+  /// y = keep · x / (1 − p), keep from the key and the global index of each element; any shape; in place
+  /// allowed. The backward pass is the same call on dy: the mask is made again, never stored.
   virtual void dropout(const ConstView& x, double p, const RandomKey& key, const GlobalIndex& index,
                        const View& y) const = 0;
 
-  /// Rotary embedding (Su et al., 2021), pairs (k, k + K/2) as Llama stores them. x, y [B, T, H, K]; cosine, sine
-  /// [T, K/2] in accumulation_dtype(x). `inverse` rotates back: it is the backward pass. In place allowed.
+  /// Rotary embedding (Su et al., 2021), pairs (k, k + K/2) as Llama stores them. x, y [B, T, H, K]; cosine,
+  /// sine [T, K/2] in accumulation_dtype(x). `inverse` rotates back: it is the backward pass. In place
+  /// allowed.
   virtual void rotary(const ConstView& x, const ConstView& cosine, const ConstView& sine, bool inverse,
                       const View& y) const = 0;
 };
 
 struct AttentionOptions {
-  double scale = 1.0;          ///< usually 1/√K
-  bool causal = true;          ///< query t sees keys s ≤ t + S − T (queries are the last T of S positions)
-  double dropout_p = 0.0;      ///< on the probabilities
-  RandomKey key;               ///< mask of probability (b, h, t, s): global index ((b·H + h)·T + t)·S + s, plus
-  std::int64_t index_base = 0; ///< this: first global sample · H·T·S
+  double scale = 1.0;      ///< usually 1/√K
+  bool causal = true;      ///< query t sees keys s ≤ t + S − T (queries are the last T of S positions)
+  double dropout_p = 0.0;  ///< on the probabilities
+  RandomKey key;  ///< mask of probability (b, h, t, s): global index ((b·H + h)·T + t)·S + s, plus
+  std::int64_t index_base = 0;  ///< this: first global sample · H·T·S
 };
 
 /// Exact attention in tiles (Dao et al., "FlashAttention", 2022): never a T×S buffer.
@@ -155,13 +178,15 @@ class Attention {
   virtual ~Attention() = default;
 
   /// q [B, T, H, K], k, v [B, S, G, K], stride 1 in K, G divides H (query head h reads key head h / (H/G));
-  /// o [B, T, H, K]; lse [B, H, T] = log Σ exp(scores), accumulation dtype, contiguous, for the backward pass.
-  virtual void attention(const ConstView& q, const ConstView& k, const ConstView& v, const AttentionOptions& options,
-                         const View& o, const View& lse) const = 0;
+  /// o [B, T, H, K]; lse [B, H, T] = log Σ exp(scores), accumulation dtype, contiguous, for the backward
+  /// pass.
+  virtual void attention(const ConstView& q, const ConstView& k, const ConstView& v,
+                         const AttentionOptions& options, const View& o, const View& lse) const = 0;
   /// dq, dk, dv have the shapes of q, k, v. All three are written.
-  virtual void attention_backward(const ConstView& d_o, const ConstView& q, const ConstView& k, const ConstView& v,
-                                  const ConstView& o, const ConstView& lse, const AttentionOptions& options,
-                                  const View& dq, const View& dk, const View& dv) const = 0;
+  virtual void attention_backward(const ConstView& d_o, const ConstView& q, const ConstView& k,
+                                  const ConstView& v, const ConstView& o, const ConstView& lse,
+                                  const AttentionOptions& options, const View& dq, const View& dk,
+                                  const View& dv) const = 0;
 };
 
 struct CrossEntropyOptions {
@@ -173,14 +198,16 @@ class Losses {
  public:
   virtual ~Losses() = default;
 
-  /// losses[n] = −Σ_v target · log softmax(logits[n])_v; lse[n] = log Σ exp(logits[n]). logits [N, V] (stride 1 in V),
-  /// targets [N] i64; losses, lse [N] in accumulation dtype. Throws IndexError for a target outside [0, V).
-  virtual void cross_entropy(const ConstView& logits, const ConstView& targets, const CrossEntropyOptions& options,
-                             const View& losses, const View& lse) const = 0;
+  /// losses[n] = −Σ_v target · log softmax(logits[n])_v; lse[n] = log Σ exp(logits[n]). logits [N, V] (stride
+  /// 1 in V), targets [N] i64; losses, lse [N] in accumulation dtype. Throws IndexError for a target outside
+  /// [0, V).
+  virtual void cross_entropy(const ConstView& logits, const ConstView& targets,
+                             const CrossEntropyOptions& options, const View& losses,
+                             const View& lse) const = 0;
   /// dlogits[n] = dlosses[n] · (softmax(logits[n]) − target). dlogits may be logits itself: no second buffer.
-  virtual void cross_entropy_backward(const ConstView& dlosses, const ConstView& logits, const ConstView& targets,
-                                      const ConstView& lse, const CrossEntropyOptions& options,
-                                      const View& dlogits) const = 0;
+  virtual void cross_entropy_backward(const ConstView& dlosses, const ConstView& logits,
+                                      const ConstView& targets, const ConstView& lse,
+                                      const CrossEntropyOptions& options, const View& dlogits) const = 0;
 };
 
 class Indexing {
@@ -189,8 +216,8 @@ class Indexing {
 
   /// y [N, D] ← table [V, D] rows ids [N] (i64). Throws IndexError naming the id.
   virtual void embedding(const ConstView& table, const ConstView& ids, const View& y) const = 0;
-  /// dtable [V, D] ← dtable + scatter of dy [N, D]; dtable in dtype of dy, or f32. Deterministic: rows of equal id
-  /// are added in the order of n.
+  /// dtable [V, D] ← dtable + scatter of dy [N, D]; dtable in dtype of dy, or f32. Deterministic: rows of
+  /// equal id are added in the order of n.
   virtual void embedding_backward(const ConstView& dy, const ConstView& ids, const View& dtable) const = 0;
 
   /// y[..., i, ...] ← x[..., index[..., i, ...], ...] along `dim`; y has index's (i64) shape.
@@ -198,8 +225,8 @@ class Indexing {
   /// y[..., index[..., i, ...], ...] += src[..., i, ...] along `dim`, in row-major order of src.
   virtual void scatter_add(const View& y, int dim, const ConstView& index, const ConstView& src) const = 0;
 
-  /// The k largest of each row of x [N, D], in descending order (lower index first among equals; NaN largest);
-  /// values, indices (i64) [N, k].
+  /// The k largest of each row of x [N, D], in descending order (lower index first among equals; NaN
+  /// largest); values, indices (i64) [N, k].
   virtual void top_k(const ConstView& x, std::int64_t k, const View& values, const View& indices) const = 0;
   /// Sorts each row of x [N, D]; stable; NaN largest. values, indices (i64) [N, D].
   virtual void sort(const ConstView& x, bool descending, const View& values, const View& indices) const = 0;
@@ -210,16 +237,21 @@ class Random {
   virtual ~Random() = default;
 
   /// Uniform in [low, high).
-  virtual void uniform(const View& y, double low, double high, const RandomKey& key, const GlobalIndex& index) const = 0;
-  /// Normal by Box–Muller in f64 from words 2i and 2i+1 of global index i: equal on every device up to rounding.
-  virtual void normal(const View& y, double mean, double stddev, const RandomKey& key, const GlobalIndex& index) const = 0;
+  virtual void uniform(const View& y, double low, double high, const RandomKey& key,
+                       const GlobalIndex& index) const = 0;
+  /// Normal by Box–Muller in f64 from words 2i and 2i+1 of global index i: equal on every device up to
+  /// rounding.
+  virtual void normal(const View& y, double mean, double stddev, const RandomKey& key,
+                      const GlobalIndex& index) const = 0;
 };
 
 struct AdamOptions {
   double lr = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0.0;
-  bool decoupled = true;    ///< AdamW (Loshchilov & Hutter, 2019); false: L2 added to the gradient (Kingma & Ba, 2015)
-  std::int64_t step = 1;    ///< 1 for the first update: bias correction 1 − β^step
-  double grad_scale = 1.0;  ///< gradients are multiplied by this first: clipping and loss unscaling cost no extra pass
+  bool decoupled =
+      true;  ///< AdamW (Loshchilov & Hutter, 2019); false: L2 added to the gradient (Kingma & Ba, 2015)
+  std::int64_t step = 1;  ///< 1 for the first update: bias correction 1 − β^step
+  double grad_scale =
+      1.0;  ///< gradients are multiplied by this first: clipping and loss unscaling cost no extra pass
 };
 
 struct SgdOptions {
@@ -229,9 +261,10 @@ struct SgdOptions {
   double grad_scale = 1.0;
 };
 
-/// One parameter of a fused update. All views contiguous, of equal size. `parameter` (f32 or f64 master) is updated in
-/// place; `grad` may be f32, f64, bf16 or f16; `moment1`, `moment2` have the parameter's dtype (SGD uses moment1 as its
-/// velocity; null data if momentum is 0); `low_precision` gets the rounded copy, or has null data.
+/// One parameter of a fused update. All views contiguous, of equal size. `parameter` (f32 or f64 master) is
+/// updated in place; `grad` may be f32, f64, bf16 or f16; `moment1`, `moment2` have the parameter's dtype
+/// (SGD uses moment1 as its velocity; null data if momentum is 0); `low_precision` gets the rounded copy, or
+/// has null data.
 struct UpdateItem {
   View parameter;
   ConstView grad;

@@ -8,8 +8,8 @@
 
 namespace tessera::kernels {
 
-/// Names one stream of random numbers. A value is a pure function of (seed, stream, step, global index), so it is
-/// the same on every device, under every layout, and when it is computed a second time.
+/// Names one stream of random numbers. A value is a pure function of (seed, stream, step, global index), so
+/// it is the same on every device, under every layout, and when it is computed a second time.
 struct RandomKey {
   std::uint64_t seed = 0;
   std::uint64_t stream = 0;  ///< stream_id("h.0.attn.dropout")
@@ -31,7 +31,8 @@ struct GlobalIndex {
 
   /// Row-major index of a whole tensor of `view`'s shape that starts at global index `base`.
   template <class Pointer>
-  [[nodiscard]] TESSERA_INLINE static GlobalIndex row_major(const BasicView<Pointer>& view, std::int64_t base = 0) {
+  [[nodiscard]] TESSERA_INLINE static GlobalIndex row_major(const BasicView<Pointer>& view,
+                                                            std::int64_t base = 0) {
     GlobalIndex index;
     index.base = base;
     std::int64_t stride = 1;
@@ -88,7 +89,8 @@ TESSERA_INLINE float uniform_from_word(std::uint32_t word) {
   return static_cast<float>(word >> 8) * (1.0f / 16777216.0f);
 }
 
-/// True if dropout with probability `p` keeps the element whose word is `word`. Integers, so equal on every device.
+/// True if dropout with probability `p` keeps the element whose word is `word`. Integers, so equal on every
+/// device.
 TESSERA_INLINE bool dropout_keeps(std::uint32_t word, std::uint32_t threshold) { return word >= threshold; }
 
 /// p → the threshold for `dropout_keeps`.

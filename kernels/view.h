@@ -16,8 +16,8 @@ namespace tessera::kernels {
 
 /// What a kernel sees of a tensor: where its first element lies, and how to step through it.
 ///
-/// Strides count elements, not bytes; a stride of 0 repeats one element (broadcast). `data` is null on the meta
-/// device and for empty tensors. A view borrows: it lives no longer than the tensor it was taken from.
+/// Strides count elements, not bytes; a stride of 0 repeats one element (broadcast). `data` is null on the
+/// meta device and for empty tensors. A view borrows: it lives no longer than the tensor it was taken from.
 template <class Pointer>
 struct BasicView {
   Pointer data = nullptr;

@@ -1,0 +1,209 @@
+#include "tensor/tensor.h"
+
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+#include "kernels/kernels.h"
+#include "tensor/context.h"
+#include "tensor/create.h"
+#include "tensor/tensor_impl.h"
+
+namespace tessera {
+
+Tensor::Tensor(Storage storage, const Shape& shape, const Strides& strides, std::int64_t offset, DType dtype)
+    : impl_(std::make_shared<Impl>()) {
+  if (shape.num_elements() > 0) {
+    std::int64_t last = offset;
+    for (int d = 0; d < shape.dims(); ++d) last += (shape[d] - 1) * strides[d];
+    const auto available = static_cast<std::int64_t>(storage.size_bytes() / tessera::size_bytes(dtype));
+    if (offset < 0 || last >= available) {
+      throw ShapeError(
+          fmt::format("tensor: shape {} with strides {} and offset {} reaches element {} of a storage of {}",
+                      to_string(shape), to_string(strides), offset, last, available));
+    }
+  }
+  impl_->storage = std::move(storage);
+  impl_->shape = shape;
+  impl_->strides = strides;
+  impl_->offset = offset;
+  impl_->dtype = dtype;
+}
+
+const Tensor::Impl& Tensor::impl() const {
+  if (impl_ == nullptr) throw Error("tensor: an undefined tensor was used; assign one first");
+  return *impl_;
+}
+
+const Shape& Tensor::shape() const { return impl().shape; }
+const Strides& Tensor::strides() const { return impl().strides; }
+std::int64_t Tensor::offset() const { return impl().offset; }
+DType Tensor::dtype() const { return impl().dtype; }
+Device Tensor::device() const { return impl().storage.device(); }
+const Storage& Tensor::storage() const { return impl().storage; }
+const std::shared_ptr<AutogradMeta>& Tensor::autograd_meta() const { return impl().autograd; }
+
+void Tensor::set_autograd_meta(std::shared_ptr<AutogradMeta> meta) {
+  static_cast<void>(impl());  // checks
+  impl_->autograd = std::move(meta);
+}
+
+std::int64_t Tensor::size_bytes() const {
+  return num_elements() * static_cast<std::int64_t>(tessera::size_bytes(dtype()));
+}
+
+bool Tensor::is_contiguous() const {
+  const Impl& self = impl();
+  std::int64_t expected = 1;
+  for (int d = self.shape.dims() - 1; d >= 0; --d) {
+    if (self.shape[d] != 1 && self.strides[d] != expected) return false;
+    expected *= self.shape[d];
+  }
+  return true;
+}
+
+bool Tensor::requires_grad() const noexcept {
+  return impl_ != nullptr && impl_->autograd != nullptr && impl_->autograd->requires_grad();
+}
+
+// --- Elements
+// -------------------------------------------------------------------------------------------------------
+
+void* Tensor::checked_data(DType expected) const {
+  const Impl& self = impl();
+  if (self.dtype != expected) {
+    throw DTypeError(fmt::format("data: the tensor is {} and was read as {}; convert it with to()",
+                                 describe(*this), tessera::name(expected)));
+  }
+  auto* bytes = static_cast<std::byte*>(self.storage.data());
+  return bytes == nullptr ? nullptr
+                          : bytes + self.offset * static_cast<std::int64_t>(tessera::size_bytes(self.dtype));
+}
+
+Storage& Tensor::storage_for_writing() {
+  static_cast<void>(impl());  // checks
+  return impl_->storage;
+}
+
+kernels::ConstView Tensor::view() const {
+  const Impl& self = impl();
+  kernels::ConstView view;
+  const auto* bytes = static_cast<const std::byte*>(self.storage.data_or_null());
+  if (bytes != nullptr) {
+    view.data = bytes + self.offset * static_cast<std::int64_t>(tessera::size_bytes(self.dtype));
+  }
+  view.dtype = self.dtype;
+  view.dims = self.shape.dims();
+  for (int d = 0; d < view.dims; ++d) {
+    view.shape[d] = self.shape.begin()[d];
+    view.strides[d] = self.strides.begin()[d];
+  }
+  return view;
+}
+
+kernels::View Tensor::mutable_view() {
+  const kernels::ConstView source = view();
+  impl_->storage.bump_version();
+  kernels::View target;
+  target.data = const_cast<void*>(source.data);
+  target.dtype = source.dtype;
+  target.dims = source.dims;
+  for (int d = 0; d < source.dims; ++d) {
+    target.shape[d] = source.shape[d];
+    target.strides[d] = source.strides[d];
+  }
+  return target;
+}
+
+double Tensor::item_as_double() const {
+  if (num_elements() != 1) {
+    throw ShapeError(fmt::format("item: the tensor must have one element, but it is {}", describe(*this)));
+  }
+  return to_vector<double>()[0];
+}
+
+namespace {
+Tensor element(const Tensor& x, std::initializer_list<std::int64_t> index) {
+  if (static_cast<int>(index.size()) != x.dims()) {
+    throw IndexError(fmt::format("at: {} indices for a tensor {}", index.size(), describe(x)));
+  }
+  Tensor result = x.detach();
+  for (const std::int64_t i : index) result = result.select(0, i);
+  return result;
+}
+}  // namespace
+
+double Tensor::at(std::initializer_list<std::int64_t> index) const { return element(*this, index).item(); }
+
+void Tensor::set(std::initializer_list<std::int64_t> index, double value) {
+  check_in_place("set");
+  element(*this, index).fill(value);
+}
+
+template <class T>
+std::vector<T> Tensor::to_vector() const {
+  const Tensor values = detach().to(dtype_of<T>).contiguous();
+  const T* begin = values.data<T>();
+  return std::vector<T>(begin, begin + values.num_elements());
+}
+
+template std::vector<double> Tensor::to_vector() const;
+template std::vector<float> Tensor::to_vector() const;
+template std::vector<Float16> Tensor::to_vector() const;
+template std::vector<BFloat16> Tensor::to_vector() const;
+template std::vector<std::int64_t> Tensor::to_vector() const;
+template std::vector<std::int32_t> Tensor::to_vector() const;
+template std::vector<std::uint8_t> Tensor::to_vector() const;
+template std::vector<bool> Tensor::to_vector() const;
+
+// --- In place
+// -------------------------------------------------------------------------------------------------------
+
+void Tensor::check_in_place(const char* operation) const {
+  if (detail::must_record(*this)) {
+    throw AutogradError(
+        fmt::format("{}: a tensor {} that requires gradients was to be changed in place; do it under "
+                    "NoGrad, or make a new tensor",
+                    operation, describe(*this)));
+  }
+}
+
+void Tensor::copy_from(const Tensor& source) {
+  check_in_place("copy_from");
+  const Tensor expanded = source.detach().expand(shape());
+  if (source.device() != device() && device() != meta) {
+    throw DeviceError(fmt::format("copy_from: the source is on {}, this tensor on {}",
+                                  to_string(source.device()), to_string(device())));
+  }
+  kernels::of(device().type).elementwise.copy(expanded.view(), mutable_view());
+}
+
+void Tensor::fill(double value) {
+  check_in_place("fill");
+  kernels::of(device().type).elementwise.fill(mutable_view(), value);
+}
+
+void Tensor::add_scaled(const Tensor& x, double alpha) {
+  check_in_place("add_scaled");
+  const Tensor expanded = x.detach().expand(shape());
+  kernels::of(device().type).elementwise.add_scaled(mutable_view(), expanded.view(), alpha);
+}
+
+Tensor Tensor::detach() const {
+  const Impl& self = impl();
+  return as_strided(self.shape, self.strides, self.offset);
+}
+
+Tensor Tensor::as_strided(const Shape& shape, const Strides& strides, std::int64_t offset) const {
+  return Tensor(impl().storage, shape, strides, offset, impl().dtype);
+}
+
+std::string describe(const Tensor& x) {
+  if (!x.defined()) return "undefined";
+  return fmt::format("{} {}", name(x.dtype()), to_string(x.shape()));
+}
+
+namespace detail {
+bool must_record(const Tensor& x) { return x.requires_grad() && RankContext::current().grad_enabled; }
+}  // namespace detail
+
+}  // namespace tessera

@@ -1,0 +1,223 @@
+// Views: new tensors on the same storage. Each states, after its geometry, how a gradient goes back through
+// it.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "kernels/error.h"
+#include "tensor/broadcast.h"
+#include "tensor/create.h"
+#include "tensor/tensor_impl.h"
+
+namespace tessera {
+namespace {
+
+Tensor recorded(const char* operation, const Tensor& input, Tensor output,
+                std::function<Tensor(const Tensor&)> backward) {
+  if (detail::must_record(input))
+    input.autograd_meta()->record(operation, input, output, std::move(backward));
+  return output;
+}
+
+// Strides under which `shape` reads the elements of (from, strides) in the same order, if there are any.
+// The old dimensions are merged into runs of elements at one common step; each new dimension must fit inside
+// one run.
+std::optional<Strides> reshaped_strides(const Shape& from, const Strides& strides, const Shape& shape) {
+  if (from.num_elements() == 0) return contiguous_strides(shape);
+  Shape run_sizes;
+  Strides run_steps;
+  for (int d = 0; d < from.dims(); ++d) {
+    if (from[d] == 1) continue;
+    if (run_sizes.dims() > 0 && run_steps[-1] == from[d] * strides[d]) {
+      run_sizes[-1] *= from[d];
+      run_steps[-1] = strides[d];
+    } else {
+      run_sizes.push_back(from[d]);
+      run_steps.push_back(strides[d]);
+    }
+  }
+  Strides result = Shape::filled(shape.dims(), 1);
+  int run = run_sizes.dims() - 1;
+  for (int d = shape.dims() - 1; d >= 0; --d) {
+    if (shape[d] == 1) continue;
+    if (run_sizes[run] == 1) --run;
+    if (run_sizes[run] % shape[d] != 0) return std::nullopt;
+    result[d] = run_steps[run];
+    run_steps[run] *= shape[d];
+    run_sizes[run] /= shape[d];
+  }
+  return result;
+}
+
+Shape resolve_minus_one(const Tensor& x, const Shape& shape) {
+  Shape result = shape;
+  int unknown = -1;
+  std::int64_t known = 1;
+  for (int d = 0; d < shape.dims(); ++d) {
+    if (shape[d] >= 0) {
+      known *= shape[d];
+    } else if (shape[d] == -1 && unknown < 0) {
+      unknown = d;
+    } else {
+      throw ShapeError(
+          fmt::format("reshape: {} has more than one unknown (-1) or a negative size", to_string(shape)));
+    }
+  }
+  if (unknown >= 0 && known > 0) result[unknown] = x.num_elements() / known;
+  if (result.num_elements() != x.num_elements() || (unknown >= 0 && known == 0)) {
+    throw ShapeError(fmt::format("reshape: {} has {} elements and does not fit {}", describe(x),
+                                 x.num_elements(), to_string(shape)));
+  }
+  return result;
+}
+
+}  // namespace
+
+Tensor Tensor::reshape(const Shape& requested) const {
+  const Shape target = resolve_minus_one(*this, requested);
+  if (target == shape()) return *this;
+  const auto strides = reshaped_strides(shape(), this->strides(), target);
+  if (!strides) return contiguous().reshape(target);
+  return recorded("reshape", *this, as_strided(target, *strides, offset()),
+                  [from = shape()](const Tensor& dy) { return dy.reshape(from); });
+}
+
+Tensor Tensor::flatten(int first, int last) const {
+  if (dims() == 0) return reshape({1});
+  first = shape().normalize(first);
+  last = shape().normalize(last);
+  if (first > last)
+    throw IndexError(fmt::format("flatten: first dimension {} lies after the last, {}", first, last));
+  Shape target;
+  for (int d = 0; d < dims(); ++d) {
+    if (d > first && d <= last) {
+      target[first] *= dim(d);
+    } else {
+      target.push_back(dim(d));
+    }
+  }
+  return reshape(target);
+}
+
+Tensor Tensor::permute(std::span<const int> order) const {
+  if (static_cast<int>(order.size()) != dims()) {
+    throw ShapeError(fmt::format("permute: {} dimensions given for {}", order.size(), describe(*this)));
+  }
+  Shape target;
+  Strides target_strides;
+  std::array<int, kMaxDims> inverse;
+  inverse.fill(-1);
+  for (int i = 0; i < dims(); ++i) {
+    const int d = shape().normalize(order[static_cast<std::size_t>(i)]);
+    if (inverse[static_cast<std::size_t>(d)] >= 0) {
+      throw ShapeError(fmt::format("permute: dimension {} of {} is given twice", d, describe(*this)));
+    }
+    inverse[static_cast<std::size_t>(d)] = i;
+    target.push_back(dim(d));
+    target_strides.push_back(strides()[d]);
+  }
+  return recorded("permute", *this, as_strided(target, target_strides, offset()),
+                  [inverse, n = dims()](const Tensor& dy) {
+                    return dy.permute(std::span(inverse.data(), static_cast<std::size_t>(n)));
+                  });
+}
+
+Tensor Tensor::transpose(int a, int b) const {
+  std::array<int, kMaxDims> order;
+  for (int d = 0; d < kMaxDims; ++d) order[static_cast<std::size_t>(d)] = d;
+  std::swap(order[static_cast<std::size_t>(shape().normalize(a))],
+            order[static_cast<std::size_t>(shape().normalize(b))]);
+  return permute(std::span(order.data(), static_cast<std::size_t>(dims())));
+}
+
+Tensor Tensor::slice(int d, std::int64_t begin, std::int64_t end, std::int64_t step) const {
+  d = shape().normalize(d);
+  if (step <= 0) throw IndexError(fmt::format("slice: the step must be positive, but it is {}", step));
+  const std::int64_t size = dim(d);
+  begin = std::clamp<std::int64_t>(begin < 0 ? begin + size : begin, 0, size);
+  end = std::clamp<std::int64_t>(end < 0 ? end + size : end, begin, size);
+  Shape target = shape();
+  Strides target_strides = strides();
+  target[d] = (end - begin + step - 1) / step;
+  target_strides[d] *= step;
+  // The gradient of what was cut away is 0.
+  return recorded("slice", *this, as_strided(target, target_strides, offset() + begin * strides()[d]),
+                  [from = shape(), d, begin, end, step](const Tensor& dy) {
+                    Tensor dx = zeros(from, {.dtype = dy.dtype(), .device = dy.device()});
+                    dx.slice(d, begin, end, step).copy_from(dy);
+                    return dx;
+                  });
+}
+
+Tensor Tensor::select(int d, std::int64_t index) const {
+  d = shape().normalize(d);
+  const std::int64_t size = dim(d);
+  if (index < -size || index >= size) {
+    throw IndexError(
+        fmt::format("select: index {} is outside dimension {} of {}", index, d, describe(*this)));
+  }
+  if (index < 0) index += size;
+  return slice(d, index, index + 1).squeeze(d);
+}
+
+Tensor Tensor::expand(const Shape& requested) const {
+  if (requested == shape()) return *this;
+  const int added = requested.dims() - dims();
+  if (added < 0) {
+    throw ShapeError(
+        fmt::format("expand: {} has more dimensions than {}", describe(*this), to_string(requested)));
+  }
+  Shape target = requested;
+  Strides target_strides = Shape::filled(requested.dims(), 0);
+  for (int d = 0; d < dims(); ++d) {
+    std::int64_t& size = target[added + d];
+    if (size == -1) size = dim(d);
+    if (size == dim(d)) {
+      target_strides[added + d] = strides()[d];
+    } else if (dim(d) != 1) {
+      throw ShapeError(fmt::format("expand: {} does not expand to {}: dimension {} has size {}, not 1",
+                                   describe(*this), to_string(requested), d, dim(d)));
+    }
+  }
+  // Each element was used many times: its gradient is the sum over the uses.
+  return recorded("expand", *this, as_strided(target, target_strides, offset()),
+                  [from = shape()](const Tensor& dy) { return sum_to_shape(dy, from); });
+}
+
+Tensor Tensor::squeeze(int d) const {
+  d = shape().normalize(d);
+  if (dim(d) != 1) throw ShapeError(fmt::format("squeeze: dimension {} of {} is not 1", d, describe(*this)));
+  Shape target = shape();
+  Strides target_strides = strides();
+  target.erase(d);
+  target_strides.erase(d);
+  return recorded("squeeze", *this, as_strided(target, target_strides, offset()),
+                  [d](const Tensor& dy) { return dy.unsqueeze(d); });
+}
+
+Tensor Tensor::unsqueeze(int d) const {
+  d = shape().normalize(d, /*extra=*/1);
+  Shape target = shape();
+  Strides target_strides = strides();
+  target.insert(d, 1);
+  target_strides.insert(d, d < dims() ? strides()[d] * dim(d) : 1);
+  return recorded("unsqueeze", *this, as_strided(target, target_strides, offset()),
+                  [d](const Tensor& dy) { return dy.squeeze(d); });
+}
+
+std::vector<Tensor> Tensor::chunk(int n, int d) const {
+  if (n < 1) throw ShapeError(fmt::format("chunk: the number of chunks must be positive, but it is {}", n));
+  const std::int64_t size = dim(d);
+  std::vector<Tensor> chunks;
+  std::int64_t begin = 0;
+  for (int i = 0; i < n; ++i) {
+    const std::int64_t length = size / n + (i < size % n ? 1 : 0);
+    chunks.push_back(slice(d, begin, begin + length));
+    begin += length;
+  }
+  return chunks;
+}
+
+}  // namespace tessera
