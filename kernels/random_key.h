@@ -66,16 +66,21 @@ TESSERA_INLINE Philox4 philox(std::uint32_t c0, std::uint32_t c1, std::uint32_t 
   return {{c0, c1, c2, c3}};
 }
 
-/// The four words that belong to global indices 4·block .. 4·block + 3 of the stream `key`.
-TESSERA_INLINE Philox4 random_block(const RandomKey& key, std::uint64_t block) {
-  // Seed and stream make the Philox key; the step is the high half of the counter.
+/// Seed and stream, mixed into the 64 bits of a Philox key.
+TESSERA_INLINE std::uint64_t random_key_bits(const RandomKey& key) {
   std::uint64_t mixed = key.seed * 0x9E3779B97F4A7C15ull + key.stream;
   mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9ull;
   mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EBull;
-  mixed ^= mixed >> 31;
+  return mixed ^ (mixed >> 31);
+}
+
+/// The four words that belong to global indices 4·block .. 4·block + 3 of the stream `key`. The step is the high half
+/// of the counter.
+TESSERA_INLINE Philox4 random_block(const RandomKey& key, std::uint64_t block) {
+  const std::uint64_t bits = random_key_bits(key);
   return philox(static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(block >> 32),
                 static_cast<std::uint32_t>(key.step), static_cast<std::uint32_t>(key.step >> 32),
-                static_cast<std::uint32_t>(mixed), static_cast<std::uint32_t>(mixed >> 32));
+                static_cast<std::uint32_t>(bits), static_cast<std::uint32_t>(bits >> 32));
 }
 
 /// The 32-bit word of one global index.

@@ -1,0 +1,16 @@
+// Families that have no source yet: a line goes when its family comes.
+#include "kernels/cpu/vector/families.h"
+
+namespace tessera::kernels::TESSERA_ISA {
+namespace {
+alignas(8) const char missing[8] = {};
+}  // namespace
+const Elementwise& elementwise() noexcept { return reinterpret_cast<const Elementwise&>(missing); }
+const Reductions& reductions() noexcept { return reinterpret_cast<const Reductions&>(missing); }
+const Normalization& normalization() noexcept { return reinterpret_cast<const Normalization&>(missing); }
+const Attention& attention() noexcept { return reinterpret_cast<const Attention&>(missing); }
+const Losses& losses() noexcept { return reinterpret_cast<const Losses&>(missing); }
+const Indexing& indexing() noexcept { return reinterpret_cast<const Indexing&>(missing); }
+const Random& random() noexcept { return reinterpret_cast<const Random&>(missing); }
+const Updates& updates() noexcept { return reinterpret_cast<const Updates&>(missing); }
+}  // namespace tessera::kernels::TESSERA_ISA
