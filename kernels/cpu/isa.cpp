@@ -69,23 +69,23 @@ InstructionSet instruction_set() {
 }
 
 // clang-format off
-#define TESSERA_CPU_KERNELS(isa)                                                                                    \
-  {                                                                                                                 \
-    isa::elementwise(), isa::reductions(), matmul(), isa::normalization(), isa::attention(), isa::losses(),         \
-    isa::indexing(), isa::random(), isa::updates()                                                                  \
+#define TESSERA_CPU_KERNELS(isa, set)                                                                            \
+  {                                                                                                              \
+    isa::elementwise(), isa::reductions(), matmul(set), isa::normalization(), isa::attention(), isa::losses(),   \
+    isa::indexing(), isa::random(), isa::updates()                                                               \
   }
 // clang-format on
 
 const DeviceKernels& cpu_kernels(InstructionSet set) {
 #ifdef TESSERA_HAS_AVX2
-  static const DeviceKernels avx2_kernels = TESSERA_CPU_KERNELS(avx2);
+  static const DeviceKernels avx2_kernels = TESSERA_CPU_KERNELS(avx2, InstructionSet::kAvx2);
   if (set == InstructionSet::kAvx2) return avx2_kernels;
 #endif
 #ifdef TESSERA_HAS_AVX512
-  static const DeviceKernels avx512_kernels = TESSERA_CPU_KERNELS(avx512);
+  static const DeviceKernels avx512_kernels = TESSERA_CPU_KERNELS(avx512, InstructionSet::kAvx512);
   if (set == InstructionSet::kAvx512) return avx512_kernels;
 #endif
-  static const DeviceKernels baseline_kernels = TESSERA_CPU_KERNELS(baseline);
+  static const DeviceKernels baseline_kernels = TESSERA_CPU_KERNELS(baseline, InstructionSet::kBaseline);
   return baseline_kernels;
 }
 

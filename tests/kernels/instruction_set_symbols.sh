@@ -14,8 +14,9 @@ for set in "$@"; do
     exit 1
   fi
   for object in $objects; do
-    # Run-time type information is data, the same in every object.
-    shared=$("$nm" -C "$object" | grep -E '^[0-9a-f]+ [WVu] ' | grep -v -E ' typeinfo (name )?for ' |
+    # Run-time type information and the pointer to the unwinder's routine are data, the same in every object.
+    shared=$("$nm" -C "$object" | grep -E '^[0-9a-f]+ [WVu] ' |
+      grep -v -E ' (typeinfo (name )?for |DW\.ref\.__gxx_personality_v0$)' |
       grep -v "tessera::kernels::$set::")
     if [ -n "$shared" ]; then
       echo "$object emits symbols outside tessera::kernels::$set:"
