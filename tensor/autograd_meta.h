@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 
 namespace tessera {
 
@@ -19,6 +20,14 @@ class AutogradMeta {
   /// gradient of the output to that of the input. Called only while gradients are enabled.
   virtual void record(const char* operation, const Tensor& input, Tensor& output,
                       std::function<Tensor(const Tensor&)> backward) const = 0;
+};
+
+/// Told of every tensor in a graph that an operation reads while gradients are disabled. Recomputation needs
+/// it: its first forward pass records nothing, and yet must know which parameters the function uses.
+class LeafTracker {
+ public:
+  virtual ~LeafTracker() = default;
+  virtual void touch(const std::shared_ptr<AutogradMeta>& meta) = 0;
 };
 
 }  // namespace tessera

@@ -6,6 +6,7 @@
 
 #include "kernels/context.h"
 #include "kernels/random_key.h"
+#include "tensor/autograd_meta.h"
 #include "tensor/device.h"
 #include "tensor/memory.h"
 
@@ -58,6 +59,8 @@ class RankContext {
       0;  ///< global index, within the step's batch, of the first sample computed now
 
   bool grad_enabled = true;                               ///< see autograd/grad_mode.h
+  std::uint64_t next_graph_sequence = 0;                  ///< number of the next recorded operation
+  LeafTracker* leaf_tracker = nullptr;                    ///< set while recomputation runs its first forward
   MemoryCategory category = MemoryCategory::kActivation;  ///< of storages made now; see CategoryScope
   Device default_device = cpu;  ///< of tensors made without a device; see DeviceScope
 

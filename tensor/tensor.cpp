@@ -159,7 +159,7 @@ template std::vector<bool> Tensor::to_vector() const;
 // -------------------------------------------------------------------------------------------------------
 
 void Tensor::check_in_place(const char* operation) const {
-  if (detail::must_record(*this)) {
+  if (requires_grad() && RankContext::current().grad_enabled) {
     throw AutogradError(
         fmt::format("{}: a tensor {} that requires gradients was to be changed in place; do it under "
                     "NoGrad, or make a new tensor",
@@ -203,7 +203,13 @@ std::string describe(const Tensor& x) {
 }
 
 namespace detail {
-bool must_record(const Tensor& x) { return x.requires_grad() && RankContext::current().grad_enabled; }
+bool must_record(const Tensor& x) {
+  if (!x.requires_grad()) return false;
+  const RankContext& context = RankContext::current();
+  if (!context.grad_enabled && context.leaf_tracker != nullptr)
+    context.leaf_tracker->touch(x.autograd_meta());
+  return context.grad_enabled;
+}
 }  // namespace detail
 
 }  // namespace tessera

@@ -158,6 +158,11 @@ class Tensor {
   std::shared_ptr<Impl> impl_;
 };
 
+namespace detail {
+/// True if `x` takes part in a graph and gradients are enabled: an operation on it must be recorded.
+[[nodiscard]] bool must_record(const Tensor& x);
+}  // namespace detail
+
 /// "f32 [2, 3]": for messages.
 [[nodiscard]] std::string describe(const Tensor& x);
 

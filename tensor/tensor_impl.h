@@ -15,10 +15,4 @@ struct Tensor::Impl {
   std::shared_ptr<AutogradMeta> autograd;
 };
 
-namespace detail {
-
-/// True if `x` takes part in a graph and gradients are enabled: an operation on it must be recorded.
-[[nodiscard]] bool must_record(const Tensor& x);
-
-}  // namespace detail
 }  // namespace tessera

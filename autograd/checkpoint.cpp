@@ -1,0 +1,109 @@
+#include "autograd/checkpoint.h"
+
+#include <algorithm>
+
+#include "autograd/backward.h"
+#include "autograd/grad_mode.h"
+
+namespace tessera {
+namespace {
+
+// Collects the parameters that the first run reads: they become inputs of the node, so that the pass around
+// it counts their uses right (a weight may also be used outside) and accumulates their gradients itself.
+class CollectLeaves final : public LeafTracker {
+ public:
+  CollectLeaves() : previous_(RankContext::current().leaf_tracker) {
+    RankContext::current().leaf_tracker = this;
+  }
+  ~CollectLeaves() override { RankContext::current().leaf_tracker = previous_; }
+  CollectLeaves(const CollectLeaves&) = delete;
+  CollectLeaves& operator=(const CollectLeaves&) = delete;
+
+  void touch(const std::shared_ptr<AutogradMeta>& meta) override {
+    if (std::ranges::find(found_, meta) == found_.end()) found_.push_back(meta);
+    if (previous_ != nullptr) previous_->touch(meta);
+  }
+  [[nodiscard]] const std::vector<std::shared_ptr<AutogradMeta>>& found() const { return found_; }
+
+ private:
+  LeafTracker* previous_;
+  std::vector<std::shared_ptr<AutogradMeta>> found_;
+};
+
+// The random state of the first run, for the length of the second.
+class ReplayScope {
+ public:
+  ReplayScope(std::uint64_t step, std::int64_t sample_offset)
+      : step_(RankContext::current().step), sample_offset_(RankContext::current().sample_offset) {
+    RankContext::current().step = step;
+    RankContext::current().sample_offset = sample_offset;
+  }
+  ~ReplayScope() {
+    RankContext::current().step = step_;
+    RankContext::current().sample_offset = sample_offset_;
+  }
+  ReplayScope(const ReplayScope&) = delete;
+  ReplayScope& operator=(const ReplayScope&) = delete;
+
+ private:
+  std::uint64_t step_;
+  std::int64_t sample_offset_;
+};
+
+// An empty handle that stands for a parameter whose graph data is all that a node needs of it.
+Tensor stand_in(const std::shared_ptr<AutogradMeta>& meta) {
+  Tensor tensor(Storage::borrow(nullptr, 0, cpu), {0}, {1}, 0, kF32);
+  tensor.set_autograd_meta(meta);
+  return tensor;
+}
+
+}  // namespace
+
+Tensor checkpoint(std::function<Tensor(std::span<const Tensor>)> function, std::span<const Tensor> inputs) {
+  if (!RankContext::current().grad_enabled) return function(inputs);
+
+  std::vector<Tensor> graph_inputs(inputs.begin(), inputs.end());
+  Tensor y;
+  {
+    const NoGrad no_grad;
+    CollectLeaves leaves;
+    std::vector<Tensor> detached;
+    for (const Tensor& input : inputs) detached.push_back(input.detach());
+    y = function(detached).detach();
+    for (const auto& meta : leaves.found()) graph_inputs.push_back(stand_in(meta));
+  }
+  const std::vector<std::reference_wrapper<const Tensor>> references(graph_inputs.begin(),
+                                                                     graph_inputs.end());
+  if (!detail::must_record(references)) return y;
+
+  std::vector<Saved> saved_inputs;
+  for (const Tensor& input : inputs) saved_inputs.push_back(saved(input));
+  const std::vector<Tensor> leaves(graph_inputs.begin() + static_cast<std::ptrdiff_t>(inputs.size()),
+                                   graph_inputs.end());
+  const RankContext& context = RankContext::current();
+  detail::attach(
+      "checkpoint", std::span(&y, 1), references,
+      [function = std::move(function), saved_inputs = std::move(saved_inputs), leaves, step = context.step,
+       sample_offset = context.sample_offset](std::span<const Tensor> dys, Needs needs) -> Grads {
+        const EnableGrad enable_grad;
+        const ReplayScope replay(step, sample_offset);
+        std::vector<Tensor> again;
+        for (std::size_t i = 0; i < saved_inputs.size(); ++i) {
+          again.push_back(saved_inputs[i].get().detach());
+          if (needs[i]) again.back().set_requires_grad();
+        }
+        const Tensor result = function(again);
+        std::vector<Tensor> wanted = again;
+        wanted.insert(wanted.end(), leaves.begin(), leaves.end());
+        return gradients(std::span(&result, 1), dys, wanted);
+      });
+  return y;
+}
+
+Tensor checkpoint(std::function<Tensor(const Tensor&)> function, const Tensor& input) {
+  return checkpoint(
+      [function = std::move(function)](std::span<const Tensor> inputs) { return function(inputs[0]); },
+      std::span(&input, 1));
+}
+
+}  // namespace tessera

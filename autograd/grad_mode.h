@@ -1,0 +1,34 @@
+#pragma once
+
+#include "tensor/context.h"
+
+namespace tessera {
+
+/// Operations in the scope are not recorded, and tensors that require gradients may be changed in place: for
+/// evaluation and for optimizers.
+class NoGrad {
+ public:
+  NoGrad() : previous_(RankContext::current().grad_enabled) { RankContext::current().grad_enabled = false; }
+  ~NoGrad() { RankContext::current().grad_enabled = previous_; }
+  NoGrad(const NoGrad&) = delete;
+  NoGrad& operator=(const NoGrad&) = delete;
+
+ private:
+  bool previous_;
+};
+
+/// Operations in the scope are recorded again, inside a NoGrad.
+class EnableGrad {
+ public:
+  EnableGrad() : previous_(RankContext::current().grad_enabled) {
+    RankContext::current().grad_enabled = true;
+  }
+  ~EnableGrad() { RankContext::current().grad_enabled = previous_; }
+  EnableGrad(const EnableGrad&) = delete;
+  EnableGrad& operator=(const EnableGrad&) = delete;
+
+ private:
+  bool previous_;
+};
+
+}  // namespace tessera

@@ -1,0 +1,129 @@
+#include "autograd/graph.h"
+
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+#include "tensor/context.h"
+
+namespace tessera {
+
+// --- Saved values
+// ---------------------------------------------------------------------------------------------------
+
+Saved::Saved(Tensor value) : value_(std::move(value)), version_(value_.storage().version()) {}
+
+const Tensor& Saved::get() const {
+  if (value_.storage().version() != version_) {
+    throw AutogradError(fmt::format(
+        "backward: a value {} that was saved for the backward pass{} has been changed in place "
+        "since (version {}, saved as {}); clone it before the change",
+        describe(value_), value_.storage().name().empty() ? "" : " ('" + value_.storage().name() + "')",
+        value_.storage().version(), version_));
+  }
+  return value_;
+}
+
+Saved saved(const Tensor& input) { return Saved(input); }
+Saved saved_if(bool condition, const Tensor& input) { return condition ? Saved(input) : Saved(); }
+Saved saved_output(const Tensor& output) { return Saved(output.detach()); }
+
+// --- Recording
+// ------------------------------------------------------------------------------------------------------
+
+namespace {
+
+std::shared_ptr<GradInfo> shared_info(const Tensor& x) {
+  return std::static_pointer_cast<GradInfo>(x.autograd_meta());
+}
+
+}  // namespace
+
+GradInfo* grad_info(const Tensor& x) { return static_cast<GradInfo*>(x.autograd_meta().get()); }
+
+namespace detail {
+
+bool must_record(std::span<const std::reference_wrapper<const Tensor>> inputs) {
+  bool any = false;
+  // Every input is asked, not only up to the first: the question also tells recomputation which leaves are
+  // read.
+  for (const Tensor& input : inputs) any |= must_record(input);
+  return any;
+}
+
+void attach(const char* operation, std::span<Tensor> outputs,
+            std::span<const std::reference_wrapper<const Tensor>> inputs, BackwardMany backward) {
+  auto node = std::make_shared<Node>();
+  node->operation = operation;
+  node->sequence = RankContext::current().next_graph_sequence++;
+  node->backward = std::move(backward);
+  node->inputs.reserve(inputs.size());
+  for (const Tensor& input : inputs)
+    node->inputs.push_back(input.requires_grad() ? shared_info(input) : nullptr);
+  node->outputs.reserve(outputs.size());
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    node->outputs.push_back({outputs[i].shape(), outputs[i].dtype(), {}});
+    if (!is_floating(outputs[i].dtype())) continue;
+    auto info = std::make_shared<GradInfo>();
+    info->producer = node;
+    info->output_index = static_cast<int>(i);
+    outputs[i].set_autograd_meta(std::move(info));
+  }
+}
+
+BackwardMany single_output(Backward backward) {
+  return [backward = std::move(backward)](std::span<const Tensor> dys, Needs needs) {
+    return backward(dys[0], needs);
+  };
+}
+
+}  // namespace detail
+
+void GradInfo::record(const char* operation, const Tensor& input, Tensor& output,
+                      std::function<Tensor(const Tensor&)> backward) const {
+  const std::reference_wrapper<const Tensor> inputs[] = {input};
+  detail::attach(operation, std::span(&output, 1), inputs,
+                 [backward = std::move(backward)](std::span<const Tensor> dys, Needs) -> Grads {
+                   return {backward(dys[0])};
+                 });
+}
+
+Node::~Node() {
+  std::vector<std::shared_ptr<Node>> orphans;
+  const auto adopt_producers = [&orphans](Node& node) {
+    for (auto& input : node.inputs) {
+      // Only the last holder of an input takes its producer along; a shared one lives on.
+      if (input != nullptr && input.use_count() == 1 && input->producer != nullptr) {
+        orphans.push_back(std::move(input->producer));
+      }
+    }
+  };
+  adopt_producers(*this);
+  while (!orphans.empty()) {
+    const std::shared_ptr<Node> orphan = std::move(orphans.back());
+    orphans.pop_back();
+    if (orphan.use_count() == 1) adopt_producers(*orphan);
+  }
+}
+
+// --- Hooks
+// ----------------------------------------------------------------------------------------------------------
+
+void register_hook(const Tensor& x, GradHook hook) {
+  GradInfo* info = x.requires_grad() ? grad_info(x) : nullptr;
+  if (info == nullptr)
+    throw AutogradError(fmt::format("register_hook: {} does not require gradients", describe(x)));
+  auto& hooks = info->is_leaf() ? info->hooks
+                                : info->producer->outputs[static_cast<std::size_t>(info->output_index)].hooks;
+  hooks.push_back(std::move(hook));
+}
+
+void register_accumulated_hook(const Tensor& leaf, AccumulatedHook hook) {
+  GradInfo* info = leaf.requires_grad() ? grad_info(leaf) : nullptr;
+  if (info == nullptr || !info->is_leaf()) {
+    throw AutogradError(
+        fmt::format("register_accumulated_hook: {} is not a leaf that requires gradients", describe(leaf)));
+  }
+  info->accumulated_hooks.push_back(std::move(hook));
+}
+
+}  // namespace tessera

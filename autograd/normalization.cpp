@@ -1,0 +1,213 @@
+#include "autograd/normalization.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "autograd/graph.h"
+#include "kernels/error.h"
+#include "kernels/kernels.h"
+#include "tensor/create.h"
+
+namespace tessera {
+namespace {
+
+const kernels::Normalization& normalization(const Tensor& x) {
+  return kernels::of(x.device().type).normalization;
+}
+
+// x as rows [N, D] for kernels that want two dimensions.
+Tensor as_rows(const Tensor& x) {
+  const std::int64_t width = x.dim(-1);
+  return x.detach().contiguous().reshape({x.num_elements() / std::max<std::int64_t>(width, 1), width});
+}
+
+Tensor row_statistic(const Tensor& rows) {
+  return empty({rows.dim(0)}, {.dtype = accumulation_dtype(rows.dtype()), .device = rows.device()});
+}
+
+void check_floating(const char* operation, const Tensor& x) {
+  if (!is_floating(x.dtype()) || x.dims() == 0) {
+    throw DTypeError(
+        fmt::format("{}: needs a floating tensor with dimensions, but came {}", operation, describe(x)));
+  }
+}
+
+void check_row_parameter(const char* operation, const char* parameter, const Tensor& value, const Tensor& x) {
+  if (value.shape() != Shape{x.dim(-1)} || value.dtype() != x.dtype()) {
+    throw ShapeError(fmt::format("{}: {} must be {} {} for x {}, but it is {}", operation, parameter,
+                                 name(x.dtype()), to_string(Shape{x.dim(-1)}), to_string(x.shape()),
+                                 describe(value)));
+  }
+}
+
+// A gradient [D] in the dtype in which the parameter accumulates.
+Tensor parameter_gradient(const Tensor& parameter) {
+  const GradInfo* info = grad_info(parameter);
+  const DType dtype = info != nullptr && info->is_leaf() ? info->grad_dtype : parameter.dtype();
+  return empty(parameter.shape(), {.dtype = dtype, .device = parameter.device()});
+}
+
+Tensor softmax_along(const char* operation, const Tensor& x, int dim, bool log) {
+  check_floating(operation, x);
+  dim = x.shape().normalize(dim);
+  if (dim != x.dims() - 1) return softmax_along(operation, x.transpose(dim, -1), -1, log).transpose(dim, -1);
+  Tensor y = empty_like(x);
+  normalization(x).softmax(x.view(), log, y.mutable_view());
+  //   softmax: dx = y·(dy − Σ dy·y),   log: dx = dy − eʸ·Σ dy
+  return record(operation, y, {x}, [y = saved_output(y), log](const Tensor& dy, Needs) -> Grads {
+    Tensor dx = empty_like(dy);
+    normalization(dy).softmax_backward(y.get().view(), dy.view(), log, dx.mutable_view());
+    return {dx};
+  });
+}
+
+}  // namespace
+
+Tensor softmax(const Tensor& x, int dim) { return softmax_along("softmax", x, dim, false); }
+Tensor log_softmax(const Tensor& x, int dim) { return softmax_along("log_softmax", x, dim, true); }
+
+namespace {
+
+// What the backward pass of both forms of LayerNorm does. With n = (x − mean)·inv_std and g = dy·gain:
+//   dx = inv_std·(g − mean(g) − n·mean(g·n)),   dgain = Σ dy·n,   dbias = Σ dy
+// n is made again from x and the two statistics of each row, not saved.
+struct LayerNormGrads {
+  Tensor dx, dgain, dbias;
+  LayerNormGrads(const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& bias,
+                 const Tensor& mean, const Tensor& inv_std, bool need_x, bool need_gain, bool need_bias) {
+    const Tensor dy_rows = as_rows(dy);
+    const Tensor x_rows = as_rows(x);
+    kernels::View dx_view, dgain_view, dbias_view;
+    if (need_x) {
+      dx = empty_like(dy);
+      dx_view = dx.reshape(dy_rows.shape()).mutable_view();
+    }
+    if (need_gain) dgain = parameter_gradient(gain), dgain_view = dgain.mutable_view();
+    if (need_bias) dbias = parameter_gradient(bias), dbias_view = dbias.mutable_view();
+    normalization(dy).layer_norm_backward(
+        dy_rows.view(), x_rows.view(), gain.view(), mean.view(), inv_std.view(), need_x ? &dx_view : nullptr,
+        need_gain ? &dgain_view : nullptr, need_bias ? &dbias_view : nullptr);
+  }
+};
+
+// dgain and dbias have one dtype in the kernel; a caller without bias passes an undefined one.
+kernels::ConstView view_or_null(const Tensor& x) { return x.defined() ? x.view() : kernels::ConstView(); }
+
+}  // namespace
+
+Tensor layer_norm(const Tensor& x, const Tensor& gain, const Tensor& bias, double epsilon) {
+  check_floating("layer_norm", x);
+  check_row_parameter("layer_norm", "gain", gain, x);
+  if (bias.defined()) check_row_parameter("layer_norm", "bias", bias, x);
+  const Tensor rows = as_rows(x);
+  Tensor y = empty(rows.shape(), {.dtype = x.dtype(), .device = x.device()});
+  Tensor mean = row_statistic(rows);
+  Tensor inv_std = row_statistic(rows);
+  normalization(x).layer_norm(rows.view(), nullptr, nullptr, gain.view(), view_or_null(bias), epsilon,
+                              y.mutable_view(), mean.mutable_view(), inv_std.mutable_view());
+  return record(
+      "layer_norm", y.reshape(x.shape()), {x, gain, bias},
+      [x = saved(x), gain = saved(gain), bias, mean, inv_std](const Tensor& dy, Needs needs) -> Grads {
+        LayerNormGrads g(dy, x.get(), gain.get(), bias, mean, inv_std, needs[0], needs[1], needs[2]);
+        return {g.dx, g.dgain, g.dbias};
+      });
+}
+
+ResidualNorm add_layer_norm(const Tensor& x, const Tensor& residual, const Tensor& gain, const Tensor& bias,
+                            double epsilon) {
+  check_floating("add_layer_norm", x);
+  if (x.shape() != residual.shape() || x.dtype() != residual.dtype()) {
+    throw ShapeError(fmt::format("add_layer_norm: x is {} and the residual {}; they must be alike",
+                                 describe(x), describe(residual)));
+  }
+  check_row_parameter("add_layer_norm", "gain", gain, x);
+  if (bias.defined()) check_row_parameter("add_layer_norm", "bias", bias, x);
+  const Tensor rows = as_rows(x);
+  Tensor sum_rows = empty(rows.shape(), {.dtype = x.dtype(), .device = x.device()});
+  Tensor y_rows = empty_like(sum_rows);
+  Tensor mean = row_statistic(rows);
+  Tensor inv_std = row_statistic(rows);
+  const kernels::ConstView residual_view = as_rows(residual).view();
+  const kernels::View sum_view = sum_rows.mutable_view();
+  normalization(x).layer_norm(rows.view(), &residual_view, &sum_view, gain.view(), view_or_null(bias),
+                              epsilon, y_rows.mutable_view(), mean.mutable_view(), inv_std.mutable_view());
+
+  // The sum goes on along the residual stream and into the norm: d(x) = d(residual) = dsum + dx of the norm.
+  Tensor outputs[] = {sum_rows.reshape(x.shape()), y_rows.reshape(x.shape())};
+  record_many("add_layer_norm", outputs, {x, residual, gain, bias},
+              [sum = saved_output(outputs[0]), gain = saved(gain), bias, mean, inv_std](
+                  std::span<const Tensor> dys, Needs needs) -> Grads {
+                if (!dys[1].defined()) return {dys[0], dys[0]};
+                LayerNormGrads g(dys[1], sum.get(), gain.get(), bias, mean, inv_std, needs[0] || needs[1],
+                                 needs[2], needs[3]);
+                if (g.dx.defined() && dys[0].defined()) g.dx.add_scaled(dys[0]);
+                return {g.dx, g.dx, g.dgain, g.dbias};
+              });
+  return {outputs[0], outputs[1]};
+}
+
+Tensor rms_norm(const Tensor& x, const Tensor& gain, double epsilon) {
+  check_floating("rms_norm", x);
+  check_row_parameter("rms_norm", "gain", gain, x);
+  const Tensor rows = as_rows(x);
+  Tensor y = empty(rows.shape(), {.dtype = x.dtype(), .device = x.device()});
+  Tensor inv_rms = row_statistic(rows);
+  normalization(x).rms_norm(rows.view(), gain.view(), epsilon, y.mutable_view(), inv_rms.mutable_view());
+
+  // With g = dy·gain and n = x·inv_rms:  dx = inv_rms·(g − n·mean(g·n)),  dgain = Σ dy·n
+  return record("rms_norm", y.reshape(x.shape()), {x, gain},
+                [x = saved(x), gain = saved(gain), inv_rms](const Tensor& dy, Needs needs) -> Grads {
+                  const Tensor dy_rows = as_rows(dy);
+                  Tensor dx, dgain;
+                  kernels::View dx_view, dgain_view;
+                  if (needs[0]) {
+                    dx = empty_like(dy);
+                    dx_view = dx.reshape(dy_rows.shape()).mutable_view();
+                  }
+                  if (needs[1]) dgain = parameter_gradient(gain.get()), dgain_view = dgain.mutable_view();
+                  normalization(dy).rms_norm_backward(
+                      dy_rows.view(), as_rows(x.get()).view(), gain.get().view(), inv_rms.view(),
+                      needs[0] ? &dx_view : nullptr, needs[1] ? &dgain_view : nullptr);
+                  return {dx, dgain};
+                });
+}
+
+Tensor dropout(const Tensor& x, double p, const kernels::RandomKey& key, std::int64_t first_index) {
+  check_floating("dropout", x);
+  if (!(p >= 0.0 && p <= 1.0))
+    throw ShapeError(fmt::format("dropout: p must lie in [0, 1], but it is {}", p));
+  if (p == 0.0) return x;
+  const auto apply = [p, key, first_index](const Tensor& values) {
+    Tensor result = empty_like(values);
+    const kernels::View view = result.mutable_view();
+    normalization(values).dropout(values.view(), p, key, kernels::GlobalIndex::row_major(view, first_index),
+                                  view);
+    return result;
+  };
+  return record("dropout", apply(x), {x}, [apply](const Tensor& dy, Needs) -> Grads { return {apply(dy)}; });
+}
+
+Tensor rotary(const Tensor& x, const Tensor& cosine, const Tensor& sine) {
+  check_floating("rotary", x);
+  if (x.dims() != 4 || x.dim(3) % 2 != 0 || cosine.shape() != Shape{x.dim(1), x.dim(3) / 2} ||
+      sine.shape() != cosine.shape() || cosine.dtype() != accumulation_dtype(x.dtype()) ||
+      sine.dtype() != cosine.dtype()) {
+    throw ShapeError(
+        fmt::format("rotary: x [B, T, H, K] needs cosine and sine [T, K/2] in {}, but they are {}, {} and {}",
+                    name(accumulation_dtype(x.dtype())), describe(x), describe(cosine), describe(sine)));
+  }
+  Tensor y = empty_like(x);
+  normalization(x).rotary(x.view(), cosine.view(), sine.view(), /*inverse=*/false, y.mutable_view());
+  // A rotation's adjoint is the rotation back.
+  return record("rotary", y, {x},
+                [cosine = saved(cosine), sine = saved(sine)](const Tensor& dy, Needs) -> Grads {
+                  Tensor dx = empty_like(dy);
+                  normalization(dy).rotary(dy.view(), cosine.get().view(), sine.get().view(),
+                                           /*inverse=*/true, dx.mutable_view());
+                  return {dx};
+                });
+}
+
+}  // namespace tessera

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <string_view>
+
+#include "kernels/random_key.h"
+#include "tensor/tensor.h"
+
+namespace tessera {
+
+/// softmax (its logarithm) along `dim`, computed in f32 (f64 for f64) and stable for any finite input.
+[[nodiscard]] Tensor softmax(const Tensor& x, int dim = -1);
+[[nodiscard]] Tensor log_softmax(const Tensor& x, int dim = -1);
+
+/// y = (x − mean) / √(variance + ε) · gain + bias over the last dimension (Ba et al., 2016).
+/// Shapes    x [..., D], gain [D], bias [D] or undefined → [..., D]
+[[nodiscard]] Tensor layer_norm(const Tensor& x, const Tensor& gain, const Tensor& bias,
+                                double epsilon = 1e-5);
+
+/// What a pre-norm residual block does between two sublayers, in one pass over memory.
+struct ResidualNorm {
+  Tensor sum;         ///< x + residual: the residual stream goes on
+  Tensor normalized;  ///< layer_norm(sum)
+};
+[[nodiscard]] ResidualNorm add_layer_norm(const Tensor& x, const Tensor& residual, const Tensor& gain,
+                                          const Tensor& bias, double epsilon = 1e-5);
+
+/// y = x / √(mean(x²) + ε) · gain over the last dimension (Zhang & Sennrich, 2019). Shapes as layer_norm.
+[[nodiscard]] Tensor rms_norm(const Tensor& x, const Tensor& gain, double epsilon = 1e-5);
+
+/// Zeroes each element with probability p and scales the rest by 1/(1 − p) (Srivastava et al., 2014). The
+/// mask is a function of the key and of each element's global index: element i of x (row-major) has index
+/// first_index + i. It is made again in the backward pass, not stored.
+[[nodiscard]] Tensor dropout(const Tensor& x, double p, const kernels::RandomKey& key,
+                             std::int64_t first_index = 0);
+
+/// Turns pairs (k, k + K/2) of each head by angles that grow with position (Su et al., 2021).
+/// Shapes    x [B, T, H, K], cosine and sine [T, K/2] in f32 (f64 for f64) → [B, T, H, K]
+[[nodiscard]] Tensor rotary(const Tensor& x, const Tensor& cosine, const Tensor& sine);
+
+}  // namespace tessera

@@ -1,0 +1,118 @@
+#include "autograd/reductions.h"
+
+#include <fmt/format.h>
+
+#include "autograd/arithmetic.h"
+#include "autograd/graph.h"
+#include "autograd/math.h"
+#include "kernels/error.h"
+#include "kernels/kernels.h"
+#include "tensor/broadcast.h"
+#include "tensor/create.h"
+
+namespace tessera {
+namespace {
+
+using kernels::ReduceOp;
+
+// `kept` has size 1 in the reduced dimensions, `squeezed` lacks them.
+struct ReducedShapes {
+  Shape kept, squeezed;
+  std::int64_t count = 1;  // elements that make one result
+
+  ReducedShapes(const Shape& shape, const Over& over) : kept(shape) {
+    bool reduced[kMaxDims] = {};
+    for (const int d : over.dims) reduced[shape.normalize(d)] = true;
+    for (int d = 0; d < shape.dims(); ++d) {
+      if (over.dims.size() == 0 || reduced[d]) {
+        count *= shape[d];
+        kept[d] = 1;
+      } else {
+        squeezed.push_back(shape[d]);
+      }
+    }
+    if (over.keep_dims) squeezed = kept;
+  }
+};
+
+Tensor reduce(ReduceOp op, const Tensor& x, const Shape& kept, DType dtype) {
+  Tensor y = empty(kept, {.dtype = dtype, .device = x.device()});
+  kernels::of(x.device().type).reductions.reduce(op, x.view(), y.mutable_view());
+  return y;
+}
+
+Tensor extremum(ReduceOp op, const char* name, const Tensor& x, const Over& over) {
+  const ReducedShapes shapes(x.shape(), over);
+  if (shapes.count == 0) {
+    throw ShapeError(fmt::format("{}: {} has no elements to choose from", name, describe(x)));
+  }
+  const Tensor kept = reduce(op, x, shapes.kept, x.dtype());
+  const Tensor y = kept.reshape(shapes.squeezed);
+  return record(name, y, {x}, [x = saved(x), kept = saved_output(kept)](const Tensor& dy, Needs) -> Grads {
+    const Tensor chosen = equal(x.get(), kept.get()).to(dy.dtype());
+    const Tensor ties = sum_to_shape(chosen, kept.get().shape());
+    return {chosen * (dy.reshape(kept.get().shape()) / ties)};
+  });
+}
+
+Tensor arg_reduce(bool largest, const char* name, const Tensor& x, int dim) {
+  dim = x.shape().normalize(dim);
+  if (x.dim(dim) == 0)
+    throw ShapeError(fmt::format("{}: dimension {} of {} is empty", name, dim, describe(x)));
+  Shape kept = x.shape();
+  kept[dim] = 1;
+  Tensor y = empty(kept, {.dtype = kI64, .device = x.device()});
+  kernels::of(x.device().type).reductions.arg_reduce(largest, x.view(), dim, y.mutable_view());
+  return y.squeeze(dim);
+}
+
+}  // namespace
+
+// dx = dy, repeated over the reduced dimensions. Booleans and small integers are counted in i64.
+Tensor sum(const Tensor& x, const Over& over) {
+  if (!is_floating(x.dtype()) && x.dtype() != kI64) return sum(x.to(kI64), over);
+  const ReducedShapes shapes(x.shape(), over);
+  const Tensor y = reduce(ReduceOp::kSum, x, shapes.kept, x.dtype()).reshape(shapes.squeezed);
+  return record("sum", y, {x}, [kept = shapes.kept, shape = x.shape()](const Tensor& dy, Needs) -> Grads {
+    return {dy.reshape(kept).expand(shape)};
+  });
+}
+
+// dx = dy / n, repeated
+Tensor mean(const Tensor& x, const Over& over) {
+  if (!is_floating(x.dtype())) {
+    throw DTypeError(
+        fmt::format("mean: needs a floating dtype, but came {}; convert it with to()", describe(x)));
+  }
+  const ReducedShapes shapes(x.shape(), over);
+  const Tensor y = reduce(ReduceOp::kMean, x, shapes.kept, x.dtype()).reshape(shapes.squeezed);
+  return record(
+      "mean", y, {x},
+      [kept = shapes.kept, shape = x.shape(), count = shapes.count](const Tensor& dy, Needs) -> Grads {
+        return {(dy * (1.0 / static_cast<double>(count))).reshape(kept).expand(shape)};
+      });
+}
+
+Tensor max(const Tensor& x, const Over& over) { return extremum(ReduceOp::kMax, "max", x, over); }
+Tensor min(const Tensor& x, const Over& over) { return extremum(ReduceOp::kMin, "min", x, over); }
+
+Tensor variance(const Tensor& x, const Over& over, int correction) {
+  const ReducedShapes shapes(x.shape(), over);
+  const Tensor deviation = x - mean(x, {.dims = over.dims, .keep_dims = true});
+  return sum(square(deviation), over) / static_cast<double>(shapes.count - correction);
+}
+
+Tensor argmax(const Tensor& x, int dim) { return arg_reduce(true, "argmax", x, dim); }
+Tensor argmin(const Tensor& x, int dim) { return arg_reduce(false, "argmin", x, dim); }
+
+Tensor any(const Tensor& x, const Over& over) {
+  const ReducedShapes shapes(x.shape(), over);
+  return reduce(ReduceOp::kAny, x.detach().to(kBool), shapes.kept, kBool).reshape(shapes.squeezed);
+}
+
+Tensor all(const Tensor& x, const Over& over) {
+  const ReducedShapes shapes(x.shape(), over);
+  return reduce(ReduceOp::kAll, x.detach().to(kBool), shapes.kept, kBool).reshape(shapes.squeezed);
+}
+
+}  // namespace tessera
