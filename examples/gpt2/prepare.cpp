@@ -1,0 +1,140 @@
+// Makes a text ready for training: learns a byte-level BPE tokenizer from it, holds out its last tenth, and
+// stores both parts as token ids.
+//
+//     $ bible -f Gen1:1-Rev22:21 > kjv.txt
+//     $ gpt2_prepare --text kjv.txt --vocab 2048 --out run
+//     text        kjv.txt
+//     tokenizer   learning 2,048 tokens from the training part
+//     output      run: tokenizer.json, train.tokens, validation.tokens
+//
+//                          bytes         tokens   bytes per token
+//     training         3,963,971      1,156,635              3.43
+//     validation         440,441        140,276              3.14
+//
+//     vocabulary  2,048 tokens, hash cb8fab83151c4e9d
+//     done in 0.2 s
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <exception>
+#include <string>
+
+#include "kernels/error.h"
+
+namespace {
+
+using tessera::data::PrepareOptions;
+using tessera::data::PrepareResult;
+using tessera::data::PrepareStage;
+
+volatile std::sig_atomic_t interrupted = 0;
+
+// 4404412 → "4,404,412".
+std::string with_commas(std::int64_t n) {
+  const std::string digits = std::to_string(n);
+  std::string text;
+  for (std::size_t i = 0; i < digits.size(); ++i) {
+    if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
+    text += digits[i];
+  }
+  return text;
+}
+
+const char* name(PrepareStage stage) {
+  switch (stage) {
+    case PrepareStage::kReadSample:
+      return "reading the text";
+    case PrepareStage::kTrainTokenizer:
+      return "learning tokens";
+    case PrepareStage::kEncodeTraining:
+      return "encoding training";
+    case PrepareStage::kEncodeValidation:
+      return "encoding validation";
+  }
+  return "";
+}
+
+// One line that is written over, on a terminal only; and the place where Ctrl-C is noticed.
+void report_progress(PrepareStage stage, std::int64_t done, std::int64_t total) {
+  static const bool is_terminal = ::isatty(STDERR_FILENO) == 1;
+  if (interrupted) throw tessera::Error("interrupted; nothing was written");
+  if (!is_terminal || total <= 0) return;
+  fmt::print(stderr, "\r{:<20} {:3} %", name(stage), 100 * done / total);
+  if (done == total) fmt::print(stderr, "\r{:30}\r", "");
+}
+
+void print_row(const char* part, std::int64_t bytes, std::int64_t tokens) {
+  fmt::print("{:<11} {:>14} {:>14} {:>17.2f}\n", part, with_commas(bytes), with_commas(tokens),
+             static_cast<double>(bytes) / static_cast<double>(tokens));
+}
+
+void run(const PrepareOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
+  fmt::print("text        {}\n", options.text.string());
+  if (options.tokenizer) {
+    fmt::print("tokenizer   the given one, {} tokens\n", with_commas(options.tokenizer->vocab_size()));
+  } else {
+    fmt::print("tokenizer   learning {} tokens from the training part\n", with_commas(options.vocab_size));
+  }
+  fmt::print("output      {}: tokenizer.json, train.tokens, validation.tokens\n", options.out.string());
+  std::fflush(stdout);
+
+  const PrepareResult result = tessera::data::prepare(options);
+
+  fmt::print("\n{:<11} {:>14} {:>14} {:>17}\n", "", "bytes", "tokens", "bytes per token");
+  print_row("training", result.train_bytes, result.train_tokens);
+  print_row("validation", result.validation_bytes, result.validation_tokens);
+  fmt::print("\nvocabulary  {} tokens, hash {:016x}\n", with_commas(result.vocab_size),
+             result.vocabulary_hash);
+  if (!options.tokenizer && result.vocab_size < options.vocab_size) {
+    fmt::print("            fewer than the {} asked for: no other pair of tokens occurs twice in this text\n",
+               with_commas(options.vocab_size));
+  }
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  fmt::print("done in {:.1f} s\n", seconds.count());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Makes a text ready for training: writes tokenizer.json, train.tokens and validation.tokens.",
+               "gpt2_prepare");
+  PrepareOptions options;
+  std::string text, out, tokenizer;
+  app.add_option("--text", text, "The text, any bytes; UTF-8 gives the best tokens")->required();
+  app.add_option("--out", out, "Folder for the three files; made if it is not there")->required();
+  auto* vocab = app.add_option("--vocab", options.vocab_size, "Size of the vocabulary to learn, at least 256")
+                    ->capture_default_str();
+  app.add_option("--tokenizer", tokenizer, "Folder (or file) of a tokenizer to use instead of learning one")
+      ->excludes(vocab);
+  app.add_option("--validation", options.validation_fraction,
+                 "Part of the bytes that is held out, at the text's end")
+      ->capture_default_str();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;  // --help ends here, too
+  }
+
+  std::signal(SIGINT, [](int) { interrupted = 1; });
+  try {
+    options.text = text;
+    options.out = out;
+    if (!tokenizer.empty()) options.tokenizer = tessera::data::Tokenizer::load(tokenizer);
+    options.progress = report_progress;
+    run(options);
+    if (std::fflush(stdout) != 0) throw tessera::FileError("cannot write to standard output");
+    return 0;
+  } catch (const tessera::Error& error) {
+    fmt::print(stderr, "gpt2_prepare: {}\n", error.what());
+    return error.exit_code();
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "gpt2_prepare: {}\n", error.what());
+    return 1;
+  }
+}
