@@ -14,6 +14,8 @@
 //     vocabulary  2,048 tokens, hash cb8fab83151c4e9d
 //     done in 0.2 s
 
+#include "data/prepare.h"
+
 #include <fmt/format.h>
 #include <unistd.h>
 
