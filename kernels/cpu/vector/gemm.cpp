@@ -17,43 +17,22 @@
 
 #include "kernels/context.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/vector/lanes.h"
 
 namespace tessera::kernels::TESSERA_ISA {
 namespace {
 
-#if defined(__AVX512F__)
-inline constexpr int kVectorBytes = 64, kRows = 14;  // 28 of 32 registers hold sums
-#elif defined(__AVX2__)
-inline constexpr int kVectorBytes = 32, kRows = 6;  // 12 of 16
-#else
-inline constexpr int kVectorBytes = 16,
-                     kRows = 4;  // 8 of 16: without FMA a product needs a register of its own
-#endif
+// 28 of 32, 12 of 16, 8 of 16 vector registers hold sums; without FMA a product needs a register of its own.
+inline constexpr int kRows = kVectorBytes == 64 ? 14 : kVectorBytes == 32 ? 6 : 4;
 
 template <class T>
 struct Blocking {
-  typedef T Vector __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
-  static constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
   static constexpr int kMR = kRows;
-  static constexpr int kNR = 2 * kLanes;
+  static constexpr int kNR = 2 * kLanes<T>;
   static constexpr std::int64_t kKC = 256;  // 16 KiB of b per sliver with AVX2: half of L1
   static constexpr std::int64_t kMC = kMR * (120 / kMR) * (sizeof(T) == 4 ? 2 : 1);
   static constexpr std::int64_t kNC = 4096 / static_cast<std::int64_t>(sizeof(T)) * 3;
 };
-
-TESSERA_INLINE float widen(float x) { return x; }
-TESSERA_INLINE double widen(double x) { return x; }
-TESSERA_INLINE float widen(Float16 x) { return f32_from_f16_bits(x.bits); }
-TESSERA_INLINE float widen(BFloat16 x) { return f32_from_bf16_bits(x.bits); }
-TESSERA_INLINE void narrow(float x, float& y) { y = x; }
-TESSERA_INLINE void narrow(double x, double& y) { y = x; }
-TESSERA_INLINE void narrow(float x, Float16& y) { y.bits = f16_bits_from_f32(x); }
-TESSERA_INLINE void narrow(float x, BFloat16& y) { y.bits = bf16_bits_from_f32(x); }
-
-TESSERA_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-TESSERA_INLINE std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
-TESSERA_INLINE std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-TESSERA_INLINE std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
 
 /// packed[r · Width + i] = x[i · line + r] for i, r < 4: one block of a transposition.
 template <int Width, class T>
@@ -119,11 +98,11 @@ void pack_sliver(const In* x, std::int64_t width, std::int64_t depth, std::int64
 template <class T>
 __attribute__((noinline)) void multiply_slivers(std::int64_t depth, const T* a, const T* b, T* sums) {
   using Block = Blocking<T>;
-  using Vector = typename Block::Vector;
+  using Vector = Lanes<T>;
   Vector acc[Block::kMR][2] = {};
   for (std::int64_t k = 0; k < depth; ++k, a += Block::kMR, b += Block::kNR) {
     const Vector b0 = *reinterpret_cast<const Vector*>(b);
-    const Vector b1 = *reinterpret_cast<const Vector*>(b + Block::kLanes);
+    const Vector b1 = *reinterpret_cast<const Vector*>(b + kLanes<T>);
 #pragma GCC unroll 16
     for (int i = 0; i < Block::kMR; ++i) {
       acc[i][0] += a[i] * b0;
@@ -133,7 +112,7 @@ __attribute__((noinline)) void multiply_slivers(std::int64_t depth, const T* a, 
 #pragma GCC unroll 16
   for (int i = 0; i < Block::kMR; ++i) {
     *reinterpret_cast<Vector*>(sums + i * Block::kNR) = acc[i][0];
-    *reinterpret_cast<Vector*>(sums + i * Block::kNR + Block::kLanes) = acc[i][1];
+    *reinterpret_cast<Vector*>(sums + i * Block::kNR + kLanes<T>) = acc[i][1];
   }
 }
 

@@ -148,7 +148,7 @@ TESSERA_INLINE T vlog(T x) {
   T special = x == T(0) ? -F::kInfinity
                         : from_bits<T>(bits_of(F::kInfinity) | (BitsOf<T>(1) << (F::kMantissaBits - 1)));
   special = x == F::kInfinity ? x : special;
-  return (x > T(0)) & (x < F::kInfinity) ? result : special;
+  return ((x > T(0)) & (x < F::kInfinity)) ? result : special;
 }
 
 /// log(1 + e) for e >= 0, exact to the last bits for small e (Kahan's correction of the rounding of 1 + e).

@@ -7,7 +7,6 @@ alignas(8) const char missing[8] = {};
 }  // namespace
 const Elementwise& elementwise() noexcept { return reinterpret_cast<const Elementwise&>(missing); }
 const Reductions& reductions() noexcept { return reinterpret_cast<const Reductions&>(missing); }
-const Normalization& normalization() noexcept { return reinterpret_cast<const Normalization&>(missing); }
 const Attention& attention() noexcept { return reinterpret_cast<const Attention&>(missing); }
 const Losses& losses() noexcept { return reinterpret_cast<const Losses&>(missing); }
 const Indexing& indexing() noexcept { return reinterpret_cast<const Indexing&>(missing); }
