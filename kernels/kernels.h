@@ -168,7 +168,7 @@ struct AttentionOptions {
   double scale = 1.0;      ///< usually 1/√K
   bool causal = true;      ///< query t sees keys s ≤ t + S − T (queries are the last T of S positions)
   double dropout_p = 0.0;  ///< on the probabilities
-  RandomKey key;  ///< mask of probability (b, h, t, s): global index ((b·H + h)·T + t)·S + s, plus
+  RandomKey key = {};  ///< mask of probability (b, h, t, s): global index ((b·H + h)·T + t)·S + s, plus
   std::int64_t index_base = 0;  ///< this: first global sample · H·T·S
 };
 
