@@ -8,7 +8,6 @@ alignas(8) const char missing[8] = {};
 const Elementwise& elementwise() noexcept { return reinterpret_cast<const Elementwise&>(missing); }
 const Reductions& reductions() noexcept { return reinterpret_cast<const Reductions&>(missing); }
 const Attention& attention() noexcept { return reinterpret_cast<const Attention&>(missing); }
-const Losses& losses() noexcept { return reinterpret_cast<const Losses&>(missing); }
 const Indexing& indexing() noexcept { return reinterpret_cast<const Indexing&>(missing); }
 const Random& random() noexcept { return reinterpret_cast<const Random&>(missing); }
 const Updates& updates() noexcept { return reinterpret_cast<const Updates&>(missing); }
