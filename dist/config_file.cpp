@@ -1,0 +1,129 @@
+#include "dist/config_file.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+
+#include "kernels/error.h"
+#include "kernels/suggest.h"
+
+namespace tessera::dist {
+
+using Json = nlohmann::ordered_json;
+
+struct ConfigFile::Object {
+  Json json = Json::object();
+  std::string place;  // "config.json" or "config.json: optimizer.params", for messages
+  std::vector<std::string> known;
+  std::vector<std::shared_ptr<Object>> sections;
+  bool is_root = true;
+
+  // The value of `key`; null if it is absent or "auto".
+  const Json* find(const std::string& key) {
+    if (std::ranges::find(known, key) == known.end()) known.push_back(key);
+    const auto found = json.find(key);
+    return found == json.end() || *found == "auto" ? nullptr : &*found;
+  }
+
+  [[noreturn]] void reject(const std::string& key, const char* expected, const Json& value) const {
+    throw ConfigError(fmt::format("{}: '{}' must be {}, but it is {}", place, key, expected, value.dump()));
+  }
+};
+
+ConfigFile::ConfigFile() : object_(std::make_shared<Object>()) {}
+ConfigFile::ConfigFile(std::shared_ptr<Object> object) : object_(std::move(object)) {}
+
+ConfigFile ConfigFile::load(const std::filesystem::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in || std::filesystem::is_directory(path)) {
+    throw ConfigError(fmt::format("config: {} cannot be opened", path.string()));
+  }
+  return parse({std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()}, path.string());
+}
+
+ConfigFile ConfigFile::parse(const std::string& json, const std::string& origin) {
+  auto object = std::make_shared<Object>();
+  object->place = origin;
+  try {
+    object->json = Json::parse(json, nullptr, /*allow_exceptions=*/true, /*ignore_comments=*/true);
+  } catch (const Json::exception& error) {
+    throw ConfigError(fmt::format("{}: is not valid JSON: {}", origin, error.what()));
+  }
+  if (!object->json.is_object()) throw ConfigError(fmt::format("{}: must be a JSON object {{...}}", origin));
+  return ConfigFile(std::move(object));
+}
+
+std::optional<std::int64_t> ConfigFile::integer(const std::string& key) {
+  const Json* value = object_->find(key);
+  if (value == nullptr) return std::nullopt;
+  if (value->is_number_integer()) return value->get<std::int64_t>();
+  if (value->is_number_float()) {
+    const double number = value->get<double>();
+    if (number == std::trunc(number) && std::fabs(number) < 9e15) return static_cast<std::int64_t>(number);
+  }
+  object_->reject(key, "an integer", *value);
+}
+
+std::optional<double> ConfigFile::number(const std::string& key) {
+  const Json* value = object_->find(key);
+  if (value == nullptr) return std::nullopt;
+  if (!value->is_number()) object_->reject(key, "a number", *value);
+  return value->get<double>();
+}
+
+std::optional<bool> ConfigFile::boolean(const std::string& key) {
+  const Json* value = object_->find(key);
+  if (value == nullptr) return std::nullopt;
+  if (!value->is_boolean()) object_->reject(key, "true or false", *value);
+  return value->get<bool>();
+}
+
+std::optional<std::string> ConfigFile::text(const std::string& key) {
+  const Json* value = object_->find(key);
+  if (value == nullptr) return std::nullopt;
+  if (!value->is_string()) object_->reject(key, "a string", *value);
+  return value->get<std::string>();
+}
+
+std::optional<std::vector<double>> ConfigFile::numbers(const std::string& key) {
+  const Json* value = object_->find(key);
+  if (value == nullptr) return std::nullopt;
+  const bool all_numbers =
+      value->is_array() && std::ranges::all_of(*value, [](const Json& v) { return v.is_number(); });
+  if (!all_numbers) object_->reject(key, "an array of numbers", *value);
+  return value->get<std::vector<double>>();
+}
+
+ConfigFile ConfigFile::section(const std::string& key) {
+  const Json* value = object_->find(key);
+  auto section = std::make_shared<Object>();
+  section->is_root = false;
+  section->place = fmt::format("{}{}{}", object_->place, object_->is_root ? ": " : ".", key);
+  if (value != nullptr) {
+    if (!value->is_object()) object_->reject(key, "an object {...}", *value);
+    section->json = *value;
+  }
+  object_->sections.push_back(section);
+  return ConfigFile(std::move(section));
+}
+
+bool ConfigFile::contains(const std::string& key) const { return object_->json.contains(key); }
+
+void ConfigFile::refuse_unknown() const {
+  for (const auto& [key, value] : object_->json.items()) {
+    if (std::ranges::find(object_->known, key) != object_->known.end()) continue;
+    const std::string nearest = nearest_name(key, object_->known);
+    throw ConfigError(
+        fmt::format("{}: unknown key '{}'{}", object_->place, key,
+                    nearest.empty() ? std::string() : fmt::format("; did you mean '{}'?", nearest)));
+  }
+  for (const auto& section : object_->sections) ConfigFile(section).refuse_unknown();
+}
+
+std::string ConfigFile::dump() const { return object_->json.dump(2); }
+
+}  // namespace tessera::dist

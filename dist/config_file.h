@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace tessera::dist {
+
+/// A JSON object of settings, read key by key. Whoever reads a key makes it known; what nobody read is a
+/// user's mistake, and `refuse_unknown` names the nearest key that somebody did read.
+///
+/// Integers may be written as 5e8. A key whose value is "auto" reads as absent: the program resolves it.
+///
+/// Errors    ConfigError with file, key and what was expected.
+/// Example   auto file = dist::ConfigFile::load("config.json");
+///           auto batch = file.integer("train_batch_size").value_or(16);
+///           auto lr = file.section("optimizer").section("params").number("lr");
+///           file.refuse_unknown();
+class ConfigFile {
+ public:
+  /// An object without keys.
+  ConfigFile();
+  [[nodiscard]] static ConfigFile load(const std::filesystem::path& path);
+  /// `origin` stands for the file in messages.
+  [[nodiscard]] static ConfigFile parse(const std::string& json, const std::string& origin);
+
+  [[nodiscard]] std::optional<std::int64_t> integer(const std::string& key);
+  [[nodiscard]] std::optional<double> number(const std::string& key);
+  [[nodiscard]] std::optional<bool> boolean(const std::string& key);
+  [[nodiscard]] std::optional<std::string> text(const std::string& key);
+  [[nodiscard]] std::optional<std::vector<double>> numbers(const std::string& key);
+  /// The object under `key`; one without keys if there is none.
+  [[nodiscard]] ConfigFile section(const std::string& key);
+  [[nodiscard]] bool contains(const std::string& key) const;
+
+  /// Throws unless every key of this object and of the sections taken from it was read.
+  void refuse_unknown() const;
+  /// The whole object as JSON text.
+  [[nodiscard]] std::string dump() const;
+
+ private:
+  struct Object;
+  explicit ConfigFile(std::shared_ptr<Object> object);
+  std::shared_ptr<Object> object_;
+};
+
+}  // namespace tessera::dist
