@@ -1,8 +1,8 @@
 #!/bin/sh
 # Every symbol that the linker may merge (nm's W, V, u) in an object of kernels/cpu/vector must belong to the namespace
 # of its instruction set: otherwise AVX-512 code of a shared inline function could run on a machine without it.
-#   instruction_set_symbols.sh NM FOLDER SET...      FOLDER: the build folder of kernels
-# LIBRARY holds the objects; those of SET are named *_SET.dir in the folder of the build that holds them.
+#   instruction_set_symbols.sh NM FOLDER SET...
+# FOLDER is the build folder of kernels/. Ends with status 1 if a symbol breaks the rule.
 nm=$1
 objects_root=$2
 shift 2

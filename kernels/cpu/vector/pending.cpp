@@ -5,8 +5,6 @@ namespace tessera::kernels::TESSERA_ISA {
 namespace {
 alignas(8) const char missing[8] = {};
 }  // namespace
-const Elementwise& elementwise() noexcept { return reinterpret_cast<const Elementwise&>(missing); }
-const Reductions& reductions() noexcept { return reinterpret_cast<const Reductions&>(missing); }
 const Attention& attention() noexcept { return reinterpret_cast<const Attention&>(missing); }
 const Indexing& indexing() noexcept { return reinterpret_cast<const Indexing&>(missing); }
 const Random& random() noexcept { return reinterpret_cast<const Random&>(missing); }

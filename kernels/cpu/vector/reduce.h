@@ -1,0 +1,15 @@
+#pragma once
+
+// The parts of Reductions (kernels/kernels.h has their contracts), one source each.
+
+#include "kernels/kernels.h"
+
+namespace tessera::kernels::TESSERA_ISA {
+
+// reduce.cpp
+void reduce_elements(ReduceOp op, const ConstView& x, const View& y);
+
+// arg_reduce.cpp
+void arg_reduce_elements(bool largest, const ConstView& x, int dim, const View& y);
+
+}  // namespace tessera::kernels::TESSERA_ISA
