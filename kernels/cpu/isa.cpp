@@ -76,7 +76,7 @@ InstructionSet instruction_set() {
   }
 // clang-format on
 
-const DeviceKernels& cpu_kernels(InstructionSet set) {
+const DeviceKernels& cpu_kernels([[maybe_unused]] InstructionSet set) {
 #ifdef TESSERA_HAS_AVX2
   static const DeviceKernels avx2_kernels = TESSERA_CPU_KERNELS(avx2, InstructionSet::kAvx2);
   if (set == InstructionSet::kAvx2) return avx2_kernels;

@@ -6,7 +6,4 @@ namespace {
 alignas(8) const char missing[8] = {};
 }  // namespace
 const Attention& attention() noexcept { return reinterpret_cast<const Attention&>(missing); }
-const Indexing& indexing() noexcept { return reinterpret_cast<const Indexing&>(missing); }
-const Random& random() noexcept { return reinterpret_cast<const Random&>(missing); }
-const Updates& updates() noexcept { return reinterpret_cast<const Updates&>(missing); }
 }  // namespace tessera::kernels::TESSERA_ISA

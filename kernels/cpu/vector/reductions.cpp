@@ -1,6 +1,7 @@
 // The family, and the reductions of whole tensors to one number.
 
 #include "kernels/context.h"
+#include "kernels/cpu/vector/chunks.h"
 #include "kernels/cpu/vector/families.h"
 #include "kernels/cpu/vector/math.h"
 #include "kernels/cpu/vector/reduce.h"
@@ -71,28 +72,16 @@ class CpuReductions final : public Reductions {
   }
 
   double sum_of_squares(std::span<const ConstView> xs) const override {
-    // One partial sum per kGrain elements of a view, in the order of the views.
     const ConstView* views = xs.data();
-    const std::int64_t num_views = static_cast<std::int64_t>(xs.size());
-    std::int64_t num_chunks = 0;
-    for (std::int64_t v = 0; v < num_views; ++v) num_chunks += chunks_of(views[v]);
+    const auto size_of = [views](std::int64_t v) { return views[v].num_elements(); };
+    const Chunks chunks(static_cast<std::int64_t>(xs.size()), kGrain, size_of);
+    const std::int64_t num_chunks = chunks.num_chunks();
     const Workspace workspace(static_cast<std::size_t>(num_chunks) * sizeof(double));
     double* partial = static_cast<double*>(workspace.data());
-
-    parallel_for(num_chunks, 1, [&](std::int64_t begin, std::int64_t end) {
-      std::int64_t view = 0, first_chunk = 0;
-      while (first_chunk + chunks_of(views[view]) <= begin) first_chunk += chunks_of(views[view++]);
-      for (std::int64_t chunk = begin; chunk < end; ++view) {
-        const std::int64_t chunks = chunks_of(views[view]);
-        const Loop loop = make_loop(LoopOrder::kFastest, views[view]);
-        const bool in_f32 = compute_type(views[view].dtype) == ComputeType::kF32;
-        for (; chunk < end && chunk < first_chunk + chunks; ++chunk) {
-          const std::int64_t from = (chunk - first_chunk) * kGrain;
-          const std::int64_t to = from + kGrain < loop.size ? from + kGrain : loop.size;
-          partial[chunk] = in_f32 ? squares<float>(loop, from, to) : squares<double>(loop, from, to);
-        }
-        first_chunk += chunks;
-      }
+    chunks.for_each([&](std::int64_t chunk, std::int64_t view, std::int64_t begin, std::int64_t end) {
+      const Loop loop = make_loop(LoopOrder::kFastest, views[view]);
+      const bool in_f32 = compute_type(views[view].dtype) == ComputeType::kF32;
+      partial[chunk] = in_f32 ? squares<float>(loop, begin, end) : squares<double>(loop, begin, end);
     });
 
     double total = 0;
@@ -105,9 +94,6 @@ class CpuReductions final : public Reductions {
     return x.dtype == DType::kF64 ? first_non_finite_element<double>(loop)
                                   : first_non_finite_element<float>(loop);
   }
-
- private:
-  static std::int64_t chunks_of(const ConstView& x) { return (x.num_elements() + kGrain - 1) / kGrain; }
 };
 
 constinit const CpuReductions instance{};
