@@ -1,0 +1,65 @@
+#include "optim/adam.h"
+
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+
+namespace tessera::optim {
+namespace {
+
+// Betas of 1 would never learn, and divide by zero in the bias correction.
+void check_settings(const char* type, const kernels::AdamOptions& options) {
+  const auto in_unit_interval = [](double beta) { return beta >= 0.0 && beta < 1.0; };
+  if (!in_unit_interval(options.beta1) || !in_unit_interval(options.beta2)) {
+    throw ConfigError(fmt::format("{}: betas must lie in [0, 1), got beta1 = {}, beta2 = {}", type,
+                                  options.beta1, options.beta2));
+  }
+  if (!(options.epsilon >= 0.0) || !(options.weight_decay >= 0.0)) {
+    throw ConfigError(fmt::format("{}: epsilon and weight_decay must not be negative, got {} and {}", type,
+                                  options.epsilon, options.weight_decay));
+  }
+}
+
+}  // namespace
+
+Adam::Adam(const char* type, bool decoupled, const NamedTensors& parameters, const AdamConfig& config,
+           std::vector<ParameterGroup> groups)
+    : Optimizer(type, config.lr, parameters, std::move(groups)) {
+  const double default_decay = config.weight_decay.value_or(decoupled ? 0.01 : 0.0);
+  for (const ParameterGroup& group : this->groups()) {
+    if (group.momentum) {
+      throw ConfigError(fmt::format("{}: a group sets momentum; {} has beta1 and beta2", type, type));
+    }
+    options_.push_back({.beta1 = group.beta1.value_or(config.beta1),
+                        .beta2 = group.beta2.value_or(config.beta2),
+                        .epsilon = group.epsilon.value_or(config.epsilon),
+                        .weight_decay = group.weight_decay.value_or(default_decay),
+                        .decoupled = decoupled});
+    check_settings(type, options_.back());
+  }
+  allocate_state(std::vector<MomentNames>(options_.size(), {"moment1", "moment2"}));
+}
+
+void Adam::set_momentum(double momentum) {
+  if (!(momentum >= 0.0 && momentum < 1.0)) {
+    throw ConfigError(fmt::format("set_momentum: beta1 must lie in [0, 1), got {}", momentum));
+  }
+  for (kernels::AdamOptions& options : options_) options.beta1 = momentum;
+}
+
+void Adam::update(std::size_t group, std::int64_t step, double lr, double grad_scale,
+                  const kernels::Updates& updates, std::span<const kernels::UpdateItem> items) {
+  kernels::AdamOptions options = options_[group];
+  options.lr = lr;
+  options.step = step;
+  options.grad_scale = grad_scale;
+  updates.adam(items, options);
+}
+
+std::string Adam::describe_settings(std::size_t group) const {
+  const kernels::AdamOptions& options = options_[group];
+  return fmt::format("weight_decay {}, betas {} {}, epsilon {}", options.weight_decay, options.beta1,
+                     options.beta2, options.epsilon);
+}
+
+}  // namespace tessera::optim

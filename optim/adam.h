@@ -1,0 +1,60 @@
+#pragma once
+
+#include "optim/optimizer.h"
+
+namespace tessera::optim {
+
+struct AdamConfig {
+  double lr = 1e-3;
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double epsilon = 1e-8;
+  std::optional<double> weight_decay = std::nullopt;  ///< default, as PyTorch's: 0 for Adam, 0.01 for AdamW
+};
+
+/// Adam (Kingma & Ba, 2015), with g = grad_scale · grad + weight_decay · p:
+///
+///   m ← β₁ m + (1 − β₁) g        v ← β₂ v + (1 − β₂) g²
+///   p ← p − lr · m/(1 − β₁ᵗ) / (√(v/(1 − β₂ᵗ)) + ε)
+///
+/// Memory    Two moments in f32 (f64) for each parameter, and a master for each 16-bit one: 8 or 12 bytes an
+/// element. Example   optim::Adam optimizer({w, b}, {.lr = 1e-3});
+class Adam : public Optimizer {
+ public:
+  explicit Adam(const NamedTensors& parameters, const AdamConfig& config = {},
+                std::vector<ParameterGroup> groups = {})
+      : Adam("Adam", false, parameters, config, std::move(groups)) {}
+  explicit Adam(const std::vector<Tensor>& parameters, const AdamConfig& config = {})
+      : Adam(numbered(parameters), config) {}
+
+  /// β₁ of every group.
+  void set_momentum(double momentum) override;
+
+ protected:
+  Adam(const char* type, bool decoupled, const NamedTensors& parameters, const AdamConfig& config,
+       std::vector<ParameterGroup> groups);
+
+ private:
+  void update(std::size_t group, std::int64_t step, double lr, double grad_scale,
+              const kernels::Updates& updates, std::span<const kernels::UpdateItem> items) override;
+  [[nodiscard]] std::string describe_settings(std::size_t group) const override;
+
+  std::vector<kernels::AdamOptions> options_;  // by group
+};
+
+/// AdamW (Loshchilov & Hutter, 2019): the decay is not part of the gradient but shrinks the parameter by
+/// itself, p ← (1 − lr · weight_decay) p, before Adam's update with g = grad_scale · grad.
+///
+/// Example   optim::AdamW optimizer(model.named_parameters(), {.lr = 6e-4, .beta2 = 0.95, .weight_decay =
+/// 0.1},
+///                                  optim::no_decay_for_biases_and_norms());
+class AdamW final : public Adam {
+ public:
+  explicit AdamW(const NamedTensors& parameters, const AdamConfig& config = {},
+                 std::vector<ParameterGroup> groups = {})
+      : Adam("AdamW", true, parameters, config, std::move(groups)) {}
+  explicit AdamW(const std::vector<Tensor>& parameters, const AdamConfig& config = {})
+      : AdamW(numbered(parameters), config) {}
+};
+
+}  // namespace tessera::optim
