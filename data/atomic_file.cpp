@@ -110,6 +110,7 @@ void AtomicFile::commit() {
 }
 
 void create_folder(const std::filesystem::path& folder) {
+  if (folder.empty()) throw DataError("cannot create folder: its name is empty");
   std::error_code error;
   std::filesystem::create_directories(folder, error);
   if (error) fail("cannot create folder", folder, error.value());

@@ -101,6 +101,11 @@ void run(const PrepareOptions& options) {
   fmt::print("done in {:.1f} s\n", seconds.count());
 }
 
+// Not fmt::print, which throws where nothing can be printed.
+void print_error(const std::exception& error) {
+  std::fputs(("gpt2_prepare: " + std::string(error.what()) + "\n").c_str(), stderr);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -133,10 +138,10 @@ int main(int argc, char** argv) {
     if (std::fflush(stdout) != 0) throw tessera::FileError("cannot write to standard output");
     return 0;
   } catch (const tessera::Error& error) {
-    fmt::print(stderr, "gpt2_prepare: {}\n", error.what());
+    print_error(error);
     return error.exit_code();
   } catch (const std::exception& error) {
-    fmt::print(stderr, "gpt2_prepare: {}\n", error.what());
+    print_error(error);
     return 1;
   }
 }
