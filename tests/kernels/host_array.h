@@ -106,8 +106,10 @@ class HostArray {
         return static_cast<double>(f32_from_bf16_bits(read<std::uint16_t>(p)));
       case DType::kI64:
         return static_cast<double>(read<std::int64_t>(p));
+      case DType::kI32:
+        return static_cast<double>(read<std::int32_t>(p));
       default:
-        return 0;
+        return static_cast<double>(read<std::uint8_t>(p));
     }
   }
 
@@ -125,8 +127,12 @@ class HostArray {
         return write(p, bf16_bits_from_f32(static_cast<float>(value)));
       case DType::kI64:
         return write(p, static_cast<std::int64_t>(value));
-      default:
-        return;
+      case DType::kI32:
+        return write(p, static_cast<std::int32_t>(value));
+      case DType::kU8:
+        return write(p, static_cast<std::uint8_t>(static_cast<std::int64_t>(value)));
+      case DType::kBool:
+        return write(p, static_cast<std::uint8_t>(value != 0.0));
     }
   }
 
