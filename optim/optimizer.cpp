@@ -55,6 +55,8 @@ Tensor usable_grad(const std::string& name, const Tensor& parameter) {
     throw DeviceError(fmt::format("step: the gradient of {} is on {}, the parameter on {}", name,
                                   to_string(grad.device()), to_string(parameter.device())));
   }
+  // Rounded by itself: an f32 update does not read f64, and such a gradient is rare (set by hand).
+  if (grad.dtype() == kF64 && parameter.dtype() != kF64) return grad.to(kF32).contiguous();
   return grad.contiguous();
 }
 
