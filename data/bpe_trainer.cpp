@@ -156,7 +156,8 @@ class Trainer {
     const std::int32_t joined = join(left_id, right_id);
     merges_.emplace_back(left_id, right_id);
 
-    // From left to right, as the encoder does: it matters for "aaa".
+    // From left to right, as the encoder does: it matters for "aaa". They are in order already, unless the
+    // pair holds a token that two merges made.
     std::sort(places.begin(), places.end());
     std::vector<std::uint64_t> touched;
     for (const Position p : places) {

@@ -14,8 +14,8 @@ using kernels::random_word;
 using kernels::RandomKey;
 using kernels::stream_id;
 
-constexpr int kRounds =
-    8;  // 4 make a strong permutation of large ranges (Luby & Rackoff); small ranges need more
+// 4 make a strong permutation of large ranges (Luby & Rackoff); small ranges need more.
+constexpr int kRounds = 8;
 
 // One pass through a Feistel network over 2 · half_bits bits. Any round function gives a permutation.
 std::uint64_t feistel(std::uint64_t x, int half_bits, const RandomKey& key) {

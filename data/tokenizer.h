@@ -75,7 +75,7 @@ class Tokenizer {
   /// one with the lower ids wins.
   ///
   /// Errors    ConfigError if vocab_size is below 256 (257 with end_of_text) or above 2^24.
-  /// Cost      0.15 s for 4 MB of English and 8,192 tokens on one core; memory follows the number of
+  /// Cost      0.1 s for 4 MB of English and 8,192 tokens on one core; memory follows the number of
   /// different words,
   ///           of which the most frequent 16 MB are used.
   [[nodiscard]] static Tokenizer train(std::string_view text, std::int64_t vocab_size,
