@@ -25,6 +25,12 @@ Shape broadcast_shapes(const char* operation, const Shape& a, const Shape& b) {
   return result;
 }
 
+void check_same_device(const char* operation, const Tensor& a, const Tensor& b) {
+  if (a.device() == b.device()) return;
+  throw DeviceError(fmt::format("{}: {} is on {}, but {} is on {}", operation, describe(a),
+                                to_string(a.device()), describe(b), to_string(b.device())));
+}
+
 DType promote(DType a, DType b) {
   if (a == b) return a;
   if (is_floating(a) != is_floating(b)) return is_floating(a) ? a : b;

@@ -8,6 +8,9 @@ namespace tessera {
 /// Errors   ShapeError that names `operation` and shows both shapes.
 [[nodiscard]] Shape broadcast_shapes(const char* operation, const Shape& a, const Shape& b);
 
+/// Errors   DeviceError that names `operation` if a and b lie on different devices.
+void check_same_device(const char* operation, const Tensor& a, const Tensor& b);
+
 /// The dtype of a op b: the wider one; a float wins over an integer, an integer over bool; f16 with bf16
 /// gives f32.
 [[nodiscard]] DType promote(DType a, DType b);

@@ -16,14 +16,36 @@ const kernels::DeviceKernels& kernels_of(const Tensor& x) { return kernels::of(x
 
 TensorOptions options_of(const Tensor& x) { return {.dtype = x.dtype(), .device = x.device()}; }
 
+// The bytes of a contiguous tensor; neither a negative size nor a product beyond 2^63 passes.
+std::size_t checked_bytes(const char* operation, const Shape& shape, DType dtype) {
+  auto bytes = static_cast<std::int64_t>(size_bytes(dtype));
+  bool fits = true;
+  for (const std::int64_t size : shape) {
+    if (size < 0)
+      throw ShapeError(fmt::format("{}: shape {} has a negative size", operation, to_string(shape)));
+    if (size == 0) return 0;
+    fits = fits && !__builtin_mul_overflow(bytes, size, &bytes);
+  }
+  if (!fits) {
+    throw ShapeError(
+        fmt::format("{}: shape {} of {} has more than 2^63 bytes", operation, to_string(shape), name(dtype)));
+  }
+  return static_cast<std::size_t>(bytes);
+}
+
+void check_floating(const char* operation, DType dtype) {
+  if (!is_floating(dtype)) {
+    throw DTypeError(
+        fmt::format("{}: makes floating numbers, but {} was asked for; convert them with to()", operation,
+                    name(dtype)));
+  }
+}
+
 }  // namespace
 
 Tensor empty(const Shape& shape, const TensorOptions& options) {
-  for (const std::int64_t size : shape) {
-    if (size < 0) throw ShapeError(fmt::format("empty: shape {} has a negative size", to_string(shape)));
-  }
   const RankContext& context = RankContext::current();
-  const auto bytes = static_cast<std::size_t>(shape.num_elements()) * size_bytes(options.dtype);
+  const std::size_t bytes = checked_bytes("empty", shape, options.dtype);
   Storage storage(context.pool(options.device.value_or(context.default_device)), bytes, context.category);
   return Tensor(std::move(storage), shape, contiguous_strides(shape), 0, options.dtype);
 }
@@ -43,9 +65,12 @@ Tensor ones_like(const Tensor& x) { return ones(x.shape(), options_of(x)); }
 Tensor scalar(double value, const TensorOptions& options) { return full({}, value, options); }
 
 Tensor arange(double start, double end, double step, const TensorOptions& options) {
-  if (step == 0.0) throw ShapeError("arange: the step must not be 0");
-  const auto n = static_cast<std::int64_t>(std::ceil((end - start) / step));
-  Tensor x = empty({n > 0 ? n : 0}, options);
+  const double steps = std::ceil((end - start) / step);
+  if (!(std::fabs(steps) < 0x1p62)) {
+    throw ShapeError(
+        fmt::format("arange: from {} to {} in steps of {} is no finite number of steps", start, end, step));
+  }
+  Tensor x = empty({steps > 0 ? static_cast<std::int64_t>(steps) : 0}, options);
   kernels_of(x).elementwise.arange(x.mutable_view(), start, step);
   return x;
 }
@@ -63,7 +88,7 @@ Tensor from_memory(const void* data, const Shape& shape, DType dtype) {
 }
 
 Tensor borrow_memory(void* data, const Shape& shape, DType dtype) {
-  const auto bytes = static_cast<std::size_t>(shape.num_elements()) * size_bytes(dtype);
+  const std::size_t bytes = checked_bytes("borrow_memory", shape, dtype);
   return Tensor(Storage::borrow(data, bytes, cpu), shape, contiguous_strides(shape), 0, dtype);
 }
 
@@ -104,6 +129,7 @@ template Tensor from_span(std::span<const bool> values, std::optional<Shape> sha
 
 Tensor uniform(const Shape& shape, double low, double high, std::string_view stream,
                const TensorOptions& options) {
+  check_floating("uniform", options.dtype);
   Tensor x = empty(shape, options);
   const kernels::View view = x.mutable_view();
   kernels_of(x).random.uniform(view, low, high, RankContext::current().random_key(stream),
@@ -113,6 +139,7 @@ Tensor uniform(const Shape& shape, double low, double high, std::string_view str
 
 Tensor normal(const Shape& shape, double mean, double stddev, std::string_view stream,
               const TensorOptions& options) {
+  check_floating("normal", options.dtype);
   Tensor x = empty(shape, options);
   const kernels::View view = x.mutable_view();
   kernels_of(x).random.normal(view, mean, stddev, RankContext::current().random_key(stream),

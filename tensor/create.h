@@ -16,6 +16,7 @@ struct TensorOptions {
 };
 
 /// Contents are not initialised.
+/// Errors   ShapeError for a negative size or more than 2^63 bytes; StorageError if there is no memory left.
 [[nodiscard]] Tensor empty(const Shape& shape, const TensorOptions& options = {});
 /// Dtype and device of `x`, contiguous.
 [[nodiscard]] Tensor empty_like(const Tensor& x);
@@ -45,7 +46,7 @@ template <class T>
 
 /// Random tensors. The value of an element is f(seed, stream, step, its row-major index): equal on every rank
 /// and on every run, different for each stream name, and different in each step of a training loop that sets
-/// RankContext::step.
+/// RankContext::step. Floating dtypes only.
 [[nodiscard]] Tensor uniform(const Shape& shape, double low, double high, std::string_view stream,
                              const TensorOptions& options = {});
 [[nodiscard]] Tensor normal(const Shape& shape, double mean, double stddev, std::string_view stream,

@@ -24,9 +24,9 @@ std::size_t size_class(std::size_t size_bytes) {
 // Large blocks are mapped on huge pages: a page fault for each 4 KiB costs more than the work on it.
 void* system_allocate(std::size_t size_bytes) {
   if (size_bytes < kHugePage) return std::aligned_alloc(64, size_bytes);
-  void* data = std::aligned_alloc(kHugePage, (size_bytes + kHugePage - 1) / kHugePage * kHugePage);
-  if (data != nullptr)
-    madvise(data, size_bytes, MADV_HUGEPAGE);  // advice only: failure costs speed, nothing else
+  void* data = nullptr;
+  if (posix_memalign(&data, kHugePage, size_bytes) != 0) return nullptr;
+  madvise(data, size_bytes, MADV_HUGEPAGE);  // advice only: failure costs speed, nothing else
   return data;
 }
 

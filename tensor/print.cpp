@@ -14,9 +14,10 @@ namespace {
 constexpr std::int64_t kEdge = 3;        // elements shown at each end of a long dimension
 constexpr std::int64_t kShowAll = 1000;  // tensors up to this many elements are shown whole
 
-std::string format_value(double value, DType dtype) {
-  if (dtype == kBool) return value != 0.0 ? "true" : "false";
-  if (!is_floating(dtype)) return fmt::format("{}", static_cast<std::int64_t>(value));
+std::string format_element(const Tensor& x) {
+  if (x.dtype() == kBool) return x.item<bool>() ? "true" : "false";
+  if (!is_floating(x.dtype())) return fmt::format("{}", x.item<std::int64_t>());
+  const double value = x.item();
   if (std::isfinite(value) && value == std::trunc(value) && std::fabs(value) < 1e6)
     return fmt::format("{:.0f}.", value);
   return fmt::format("{:.5g}", value);
@@ -24,7 +25,7 @@ std::string format_value(double value, DType dtype) {
 
 class Printer {
  public:
-  explicit Printer(const Tensor& x) : dtype_(x.dtype()), whole_(x.num_elements() <= kShowAll) {
+  explicit Printer(const Tensor& x) : whole_(x.num_elements() <= kShowAll) {
     measure(x);
     print(x, 0);
   }
@@ -36,8 +37,9 @@ class Printer {
   }
 
   void measure(const Tensor& x) {
+    if (x.num_elements() == 0) return;
     if (x.dims() == 0) {
-      width_ = std::max(width_, format_value(x.item(), dtype_).size());
+      width_ = std::max(width_, format_element(x).size());
       return;
     }
     for (std::int64_t i = 0; i < x.dim(0); ++i) {
@@ -47,7 +49,11 @@ class Printer {
 
   void print(const Tensor& x, int depth) {
     if (x.dims() == 0) {
-      text_ += fmt::format("{:>{}}", format_value(x.item(), dtype_), width_);
+      text_ += fmt::format("{:>{}}", format_element(x), width_);
+      return;
+    }
+    if (x.num_elements() == 0) {  // however many empty rows there are
+      text_ += "[]";
       return;
     }
     const bool innermost = x.dims() == 1;
@@ -69,7 +75,6 @@ class Printer {
     text_ += ']';
   }
 
-  DType dtype_;
   bool whole_;
   std::size_t width_ = 0;
   std::string text_;
@@ -80,6 +85,7 @@ class Printer {
 std::string to_string(const Tensor& x) {
   if (!x.defined()) return "undefined tensor";
   if (x.device() == meta) return fmt::format("{} on meta", describe(x));
+  if (x.storage().is_dropped()) return fmt::format("{}, dropped", describe(x));
   return fmt::format("{}  {}", Printer(x.detach()).take(), describe(x));
 }
 

@@ -43,13 +43,9 @@ void Shape::erase(int position) {
   sizes_[static_cast<std::size_t>(--dims_)] = 0;
 }
 
-int Shape::normalize(int d, int extra) const {
-  const int limit = dims_ + extra;
-  if (d < -limit || d >= limit) {
-    throw IndexError(
-        fmt::format("shape {}: dimension {} is outside [{}, {})", to_string(*this), d, -limit, limit));
-  }
-  return d < 0 ? d + limit : d;
+void Shape::throw_outside(int d, int limit) const {
+  throw IndexError(
+      fmt::format("shape {}: dimension {} is outside [{}, {})", to_string(*this), d, -limit, limit));
 }
 
 bool operator==(const Shape& a, const Shape& b) noexcept {

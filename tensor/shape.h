@@ -36,7 +36,11 @@ class Shape {
   void erase(int position);
 
   /// `d` as a non-negative dimension. `extra` more dimensions are allowed (1 for the place of a new one).
-  [[nodiscard]] int normalize(int d, int extra = 0) const;
+  [[nodiscard]] int normalize(int d, int extra = 0) const {
+    const int limit = dims_ + extra;
+    if (d < -limit || d >= limit) throw_outside(d, limit);
+    return d < 0 ? d + limit : d;
+  }
 
   [[nodiscard]] const std::int64_t* begin() const noexcept { return sizes_.data(); }
   [[nodiscard]] const std::int64_t* end() const noexcept { return sizes_.data() + dims_; }
@@ -44,6 +48,8 @@ class Shape {
   friend bool operator==(const Shape& a, const Shape& b) noexcept;
 
  private:
+  [[noreturn]] void throw_outside(int d, int limit) const;
+
   std::array<std::int64_t, kMaxDims> sizes_{};
   int dims_ = 0;
 };

@@ -35,6 +35,9 @@ class Storage {
   void set_name(std::string name);
 
   /// Null for 0 bytes. Throws StorageError if dropped, DeviceError on meta.
+  ///
+  /// Writing through it does not count as a change (see version()): it is how a dropped parameter gets the
+  /// values back that it had, without making what autograd saved of it look stale.
   [[nodiscard]] void* data() const;
   /// Like data(), but null on meta: kernels of the meta device only look at shapes.
   [[nodiscard]] void* data_or_null() const;
@@ -42,7 +45,8 @@ class Storage {
   [[nodiscard]] bool is_dropped() const noexcept;
   /// Gives the memory back to the pool. Handles, shape and category stay. Dropping twice is allowed.
   void drop();
-  /// Gets memory again (contents are not initialised). Without effect if not dropped.
+  /// Gets memory again, with undefined contents: the values that were dropped must be written back through
+  /// data(), or new ones through a tensor. Without effect if not dropped.
   void refill();
 
   /// Counts changes in place; autograd compares it with the number it saw when it saved a value.

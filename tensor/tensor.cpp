@@ -4,6 +4,7 @@
 
 #include "kernels/error.h"
 #include "kernels/kernels.h"
+#include "tensor/broadcast.h"
 #include "tensor/context.h"
 #include "tensor/create.h"
 #include "tensor/tensor_impl.h"
@@ -12,14 +13,21 @@ namespace tessera {
 
 Tensor::Tensor(Storage storage, const Shape& shape, const Strides& strides, std::int64_t offset, DType dtype)
     : impl_(std::make_shared<Impl>()) {
+  if (strides.dims() != shape.dims()) {
+    throw ShapeError(
+        fmt::format("tensor: shape {} with strides {}", to_string(shape), to_string(strides)));
+  }
   if (shape.num_elements() > 0) {
-    std::int64_t last = offset;
-    for (int d = 0; d < shape.dims(); ++d) last += (shape[d] - 1) * strides[d];
+    std::int64_t first = offset, last = offset;
+    for (int d = 0; d < shape.dims(); ++d) {
+      const std::int64_t reach = (shape.begin()[d] - 1) * strides.begin()[d];
+      (reach < 0 ? first : last) += reach;
+    }
     const auto available = static_cast<std::int64_t>(storage.size_bytes() / tessera::size_bytes(dtype));
-    if (offset < 0 || last >= available) {
-      throw ShapeError(
-          fmt::format("tensor: shape {} with strides {} and offset {} reaches element {} of a storage of {}",
-                      to_string(shape), to_string(strides), offset, last, available));
+    if (first < 0 || last >= available) {
+      throw ShapeError(fmt::format(
+          "tensor: shape {} with strides {} and offset {} reaches elements {} to {} of a storage of {}",
+          to_string(shape), to_string(strides), offset, first, last, available));
     }
   }
   impl_->storage = std::move(storage);
@@ -53,10 +61,11 @@ std::int64_t Tensor::size_bytes() const {
 
 bool Tensor::is_contiguous() const {
   const Impl& self = impl();
+  const std::int64_t* sizes = self.shape.begin();
   std::int64_t expected = 1;
   for (int d = self.shape.dims() - 1; d >= 0; --d) {
-    if (self.shape[d] != 1 && self.strides[d] != expected) return false;
-    expected *= self.shape[d];
+    if (sizes[d] != 1 && self.strides.begin()[d] != expected) return num_elements() == 0;
+    expected *= sizes[d];
   }
   return true;
 }
@@ -114,14 +123,27 @@ kernels::View Tensor::mutable_view() {
   return target;
 }
 
+namespace {
+
+void check_single(const Tensor& x) {
+  if (x.num_elements() != 1)
+    throw ShapeError(fmt::format("item: the tensor must have one element, but it is {}", describe(x)));
+}
+
+}  // namespace
+
 double Tensor::item_as_double() const {
-  if (num_elements() != 1) {
-    throw ShapeError(fmt::format("item: the tensor must have one element, but it is {}", describe(*this)));
-  }
+  check_single(*this);
   return to_vector<double>()[0];
 }
 
+std::int64_t Tensor::item_as_integer() const {
+  check_single(*this);
+  return to_vector<std::int64_t>()[0];
+}
+
 namespace {
+
 Tensor element(const Tensor& x, std::initializer_list<std::int64_t> index) {
   if (static_cast<int>(index.size()) != x.dims()) {
     throw IndexError(fmt::format("at: {} indices for a tensor {}", index.size(), describe(x)));
@@ -130,6 +152,7 @@ Tensor element(const Tensor& x, std::initializer_list<std::int64_t> index) {
   for (const std::int64_t i : index) result = result.select(0, i);
   return result;
 }
+
 }  // namespace
 
 double Tensor::at(std::initializer_list<std::int64_t> index) const { return element(*this, index).item(); }
@@ -167,13 +190,23 @@ void Tensor::check_in_place(const char* operation) const {
   }
 }
 
+namespace {
+
+// What an in-place operation reads: `source` in the shape of `target`, and copied if a write to the target
+// could change it before it is read.
+Tensor readable(const Tensor& source, const Tensor& target) {
+  const Tensor expanded = source.detach().expand(target.shape());
+  const bool overlaps = expanded.storage() == target.storage() &&
+                        !(expanded.offset() == target.offset() && expanded.strides() == target.strides());
+  return overlaps ? expanded.clone() : expanded;
+}
+
+}  // namespace
+
 void Tensor::copy_from(const Tensor& source) {
   check_in_place("copy_from");
-  const Tensor expanded = source.detach().expand(shape());
-  if (source.device() != device() && device() != meta) {
-    throw DeviceError(fmt::format("copy_from: the source is on {}, this tensor on {}",
-                                  to_string(source.device()), to_string(device())));
-  }
+  if (device() != meta) check_same_device("copy_from", *this, source);  // meta takes anything: it forgets it
+  const Tensor expanded = readable(source, *this);
   kernels::of(device().type).elementwise.copy(expanded.view(), mutable_view());
 }
 
@@ -184,13 +217,27 @@ void Tensor::fill(double value) {
 
 void Tensor::add_scaled(const Tensor& x, double alpha) {
   check_in_place("add_scaled");
-  const Tensor expanded = x.detach().expand(shape());
+  check_same_device("add_scaled", *this, x);
+  for (int d = 0; d < dims(); ++d) {
+    if (dim(d) > 1 && strides()[d] == 0) {
+      throw ShapeError(fmt::format(
+          "add_scaled: dimension {} of {} repeats one element in memory; make it contiguous() first", d,
+          describe(*this)));
+    }
+  }
+  const Tensor expanded = readable(x, *this);
   kernels::of(device().type).elementwise.add_scaled(mutable_view(), expanded.view(), alpha);
 }
 
 Tensor Tensor::detach() const {
-  const Impl& self = impl();
-  return as_strided(self.shape, self.strides, self.offset);
+  Tensor result;
+  result.impl_ = std::make_shared<Impl>(impl());
+  result.impl_->autograd = nullptr;
+  return result;
+}
+
+bool Tensor::is_unshared() const noexcept {
+  return impl_.use_count() == 1 && impl_->storage.use_count() == 1;
 }
 
 Tensor Tensor::as_strided(const Shape& shape, const Strides& strides, std::int64_t offset) const {

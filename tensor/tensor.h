@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/dtype.h"
@@ -66,9 +67,13 @@ class Tensor {
     storage_for_writing().bump_version();
     return static_cast<T*>(checked_data(dtype_of<T>));
   }
-  /// The value of a tensor with one element, converted. ShapeError if it has more or fewer.
+  /// The value of a tensor with one element, converted; integers to integers exactly. ShapeError if it has
+  /// more or fewer.
   template <class T = double>
   [[nodiscard]] T item() const {
+    if constexpr (std::is_integral_v<T>) {
+      if (!is_floating(dtype())) return static_cast<T>(item_as_integer());
+    }
     return static_cast<T>(item_as_double());
   }
   /// One element, converted: x.at({0, -1}). IndexError outside.
@@ -114,11 +119,12 @@ class Tensor {
   // --- In place: not differentiable
   // --------------------------------------------------------------------------------- AutogradError on a
   // tensor that requires gradients, unless under NoGrad (autograd/grad_mode.h).
-  /// Copies elements, converting and broadcasting.
+  /// Copies elements, converting and broadcasting. The source may overlap this tensor.
   void copy_from(const Tensor& source);
   void fill(double value);
   void zero() { fill(0.0); }
-  /// this ← this + alpha · x
+  /// this ← this + alpha · x, with x converted and broadcast. ShapeError if two elements of this tensor are one
+  /// in memory (expand).
   void add_scaled(const Tensor& x, double alpha = 1.0);
 
   // --- Autograd: defined in autograd/tensor_members.cpp
@@ -144,6 +150,9 @@ class Tensor {
   [[nodiscard]] Tensor as_strided(const Shape& shape, const Strides& strides, std::int64_t offset) const;
   [[nodiscard]] const std::shared_ptr<AutogradMeta>& autograd_meta() const;
   void set_autograd_meta(std::shared_ptr<AutogradMeta> meta);
+  /// True if this handle is the only way to reach the elements: no other handle of this tensor or of its
+  /// storage exists, so that an operation may take the memory over.
+  [[nodiscard]] bool is_unshared() const noexcept;
   /// True if both are handles of one tensor (not merely of one storage).
   [[nodiscard]] bool is_same(const Tensor& other) const noexcept { return impl_ == other.impl_; }
 
@@ -152,6 +161,7 @@ class Tensor {
   [[nodiscard]] const Impl& impl() const;
   [[nodiscard]] void* checked_data(DType dtype) const;
   [[nodiscard]] double item_as_double() const;
+  [[nodiscard]] std::int64_t item_as_integer() const;
   [[nodiscard]] Storage& storage_for_writing();
   void check_in_place(const char* operation) const;
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "kernels/error.h"
 #include "tensor/broadcast.h"
@@ -14,10 +15,11 @@
 namespace tessera {
 namespace {
 
-Tensor recorded(const char* operation, const Tensor& input, Tensor output,
-                std::function<Tensor(const Tensor&)> backward) {
+// A template, so that no std::function is made where nothing is recorded.
+template <class F>
+Tensor recorded(const char* operation, const Tensor& input, Tensor output, F&& backward) {
   if (detail::must_record(input))
-    input.autograd_meta()->record(operation, input, output, std::move(backward));
+    input.autograd_meta()->record(operation, input, output, std::forward<F>(backward));
   return output;
 }
 
@@ -140,7 +142,7 @@ Tensor Tensor::slice(int d, std::int64_t begin, std::int64_t end, std::int64_t s
   end = std::clamp<std::int64_t>(end < 0 ? end + size : end, begin, size);
   Shape target = shape();
   Strides target_strides = strides();
-  target[d] = (end - begin + step - 1) / step;
+  target[d] = begin == end ? 0 : (end - begin - 1) / step + 1;
   target_strides[d] *= step;
   // The gradient of what was cut away is 0.
   return recorded("slice", *this, as_strided(target, target_strides, offset() + begin * strides()[d]),
@@ -173,13 +175,18 @@ Tensor Tensor::expand(const Shape& requested) const {
   Strides target_strides = Shape::filled(requested.dims(), 0);
   for (int d = 0; d < dims(); ++d) {
     std::int64_t& size = target[added + d];
-    if (size == -1) size = dim(d);
+    if (size == -1) size = dim(d);  // keeps its size
     if (size == dim(d)) {
       target_strides[added + d] = strides()[d];
     } else if (dim(d) != 1) {
-      throw ShapeError(fmt::format("expand: {} does not expand to {}: dimension {} has size {}, not 1",
-                                   describe(*this), to_string(requested), d, dim(d)));
+      throw ShapeError(fmt::format("expand: {} does not expand to {}: its dimension {} has size {}, not 1 or {}",
+                                   describe(*this), to_string(requested), d, dim(d), size));
     }
+  }
+  for (const std::int64_t size : target) {
+    if (size < 0)
+      throw ShapeError(fmt::format("expand: {} has a negative size, or -1 for a new dimension; {} is to expand",
+                                   to_string(requested), describe(*this)));
   }
   // Each element was used many times: its gradient is the sum over the uses.
   return recorded("expand", *this, as_strided(target, target_strides, offset()),
