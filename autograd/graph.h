@@ -99,6 +99,14 @@ void record_many(const char* operation, std::span<Tensor> outputs, Inputs inputs
     detail::attach(operation, outputs, span, BackwardMany(std::forward<F>(backward)));
 }
 
+/// The same for a number of inputs that is known only at run time.
+template <class F>
+void record_many(const char* operation, std::span<Tensor> outputs,
+                 std::span<const std::reference_wrapper<const Tensor>> inputs, F&& backward) {
+  if (detail::must_record(inputs))
+    detail::attach(operation, outputs, inputs, BackwardMany(std::forward<F>(backward)));
+}
+
 using GradHook = std::function<Tensor(const Tensor& grad)>;
 using AccumulatedHook = std::function<void(const Tensor& leaf_grad)>;
 

@@ -55,6 +55,15 @@ void Tensor::set_autograd_meta(std::shared_ptr<AutogradMeta> meta) {
   impl_->autograd = std::move(meta);
 }
 
+void Tensor::rebind(const Tensor& contents) {
+  static_cast<void>(impl());  // checks
+  if (!contents.defined()) throw ShapeError("rebind: the contents are an undefined tensor");
+  if (contents.impl_ == impl_) return;
+  std::shared_ptr<AutogradMeta> autograd = std::move(impl_->autograd);
+  *impl_ = *contents.impl_;
+  impl_->autograd = std::move(autograd);
+}
+
 std::int64_t Tensor::size_bytes() const {
   return num_elements() * static_cast<std::int64_t>(tessera::size_bytes(dtype()));
 }

@@ -1,0 +1,25 @@
+#pragma once
+
+#include "nn/module.h"
+
+namespace tessera::nn {
+
+struct EmbeddingOptions {
+  Init init = Init::normal(1.0);  ///< as PyTorch's
+};
+
+/// A learned vector for each id: y[..., :] = weight[ids[..., :]].
+///
+/// Shapes    ids [...] in i64 → [..., width]; weight [count, width]
+/// Errors    IndexError for an id outside [0, count).
+class Embedding final : public UnaryModule {
+ public:
+  Embedding(std::int64_t count, std::int64_t width, const EmbeddingOptions& options = {});
+  Tensor forward(const Tensor& ids) override;
+  [[nodiscard]] const Tensor& weight() const noexcept { return weight_; }
+
+ private:
+  Tensor weight_;
+};
+
+}  // namespace tessera::nn

@@ -1,0 +1,75 @@
+#include "nn/language_model.h"
+
+#include <fmt/format.h>
+
+#include "autograd/checkpoint.h"
+#include "kernels/error.h"
+
+namespace tessera::nn {
+
+LanguageModel::LanguageModel(std::int64_t vocab, std::int64_t context, std::int64_t width)
+    : vocab_(vocab), context_(context), width_(width) {
+  if (vocab < 1 || context < 1 || width < 1) {
+    throw ConfigError(
+        fmt::format("language model: vocabulary, context and width must be positive, but are {}, {} and {}", vocab,
+                    context, width));
+  }
+}
+
+void LanguageModel::check_ids(const Tensor& ids, std::int64_t first_position) const {
+  if (ids.dims() != 2 || ids.dtype() != kI64) {
+    throw ShapeError(fmt::format("{}: ids must be i64 [B, T], but they are {}", type_name(), describe(ids)));
+  }
+  if (first_position + ids.dim(1) > context_) {
+    throw ShapeError(fmt::format("{}: a sequence of {} tokens{} is longer than the model's context of {}; shorten it, "
+                                 "or build the model with a larger context",
+                                 type_name(), first_position + ids.dim(1),
+                                 first_position > 0 ? fmt::format(" ({} of them cached)", first_position) : "",
+                                 context_));
+  }
+}
+
+Tensor LanguageModel::run_block(std::int64_t i, const Tensor& x, LayerCache* cache) {
+  Block& block = *blocks_.at(static_cast<std::size_t>(i));
+  if (!recompute_ || cache != nullptr) return block(x, cache);
+  return checkpoint([&block](const Tensor& input) { return block(input); }, x);
+}
+
+Tensor LanguageModel::hidden(const Tensor& ids, KvCache* cache) {
+  const std::int64_t first_position = cache == nullptr ? 0 : cache->length();
+  check_ids(ids, first_position);
+  Tensor x = embed(ids, first_position);
+  for (std::int64_t i = 0; i < static_cast<std::int64_t>(blocks_.size()); ++i) {
+    x = run_block(i, x, cache == nullptr ? nullptr : &cache->layer(i));
+  }
+  return x;
+}
+
+Tensor LanguageModel::logits(const Tensor& ids, KvCache* cache) {
+  return run_hooks([&](const Tensor& input) { return head(hidden(input, cache)); }, ids);
+}
+
+Tensor LanguageModel::next_logits(const Tensor& ids, KvCache* cache) {
+  return run_hooks(
+      [&](const Tensor& input) {
+        const Tensor x = hidden(input, cache);
+        return head(x.slice(1, x.dim(1) - 1, x.dim(1))).squeeze(1);
+      },
+      ids);
+}
+
+Tensor LanguageModel::loss(const Tensor& ids, const Tensor& targets, Reduction reduction) {
+  if (targets.shape() != ids.shape()) {
+    throw ShapeError(fmt::format("{}: each id needs a target, but ids are {} and targets {}", type_name(),
+                                 describe(ids), describe(targets)));
+  }
+  CrossEntropyConfig config;
+  config.reduction = reduction;
+  return cross_entropy(logits(ids), targets, config);
+}
+
+KvCache LanguageModel::make_cache(std::int64_t capacity) const {
+  return KvCache(static_cast<std::int64_t>(blocks_.size()), capacity == 0 ? context_ : capacity);
+}
+
+}  // namespace tessera::nn

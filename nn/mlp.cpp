@@ -1,0 +1,22 @@
+#include "nn/mlp.h"
+
+#include "autograd/math.h"
+
+namespace tessera::nn {
+namespace {
+std::int64_t hidden_width(const MlpConfig& config) { return config.hidden == 0 ? 4 * config.width : config.hidden; }
+}  // namespace
+
+Mlp::Mlp(const MlpConfig& config)
+    : c_fc_(add_module<Linear>(
+          "c_fc", config.width, hidden_width(config),
+          LinearOptions{.bias = config.bias, .weight_init = config.projection_init, .bias_init = config.bias_init})),
+      c_proj_(add_module<Linear>("c_proj", hidden_width(config), config.width,
+                                 LinearOptions{.bias = config.bias,
+                                               .weight_init = config.output_projection_init,
+                                               .bias_init = config.bias_init})),
+      dropout_(add_module<Dropout>("dropout", config.dropout)) {}
+
+Tensor Mlp::forward(const Tensor& x) { return dropout_(c_proj_(gelu(c_fc_(x), tessera::Gelu::kTanh))); }
+
+}  // namespace tessera::nn

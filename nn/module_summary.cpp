@@ -1,0 +1,120 @@
+// Module::summary(): the tree of modules as a table.
+//
+//   name                 type                  shape          parameters
+//   ────────────────────────────────────────────────────────────────────
+//   Gpt2                                                          14,592
+//     wte                Embedding                                 4,096
+//       weight                                 f32 [64, 64]        4,096
+//     h.0 … h.1          2 × Gpt2Block                       2 × 49,984
+//     ...
+//   ────────────────────────────────────────────────────────────────────
+//   total ...
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "nn/module_hooks.h"
+
+namespace tessera::nn {
+namespace {
+
+std::string with_commas(std::int64_t n) {
+  std::string digits = std::to_string(n);
+  for (std::ptrdiff_t at = static_cast<std::ptrdiff_t>(digits.size()) - 3; at > 0; at -= 3) {
+    digits.insert(static_cast<std::size_t>(at), ",");
+  }
+  return digits;
+}
+
+struct Row {
+  std::string name, type, shape, parameters;
+};
+
+}  // namespace
+
+class SummaryTable {
+ public:
+  explicit SummaryTable(const Module& root) {
+    const std::string name = root.name();
+    add(root, name.empty() ? root.type_name() : name, name.empty() ? "" : root.type_name(), 1, 0);
+    std::int64_t bytes = 0;
+    bool all_on_meta = true;
+    for (const Tensor& parameter : root.parameters()) {
+      bytes += parameter.size_bytes();
+      all_on_meta = all_on_meta && parameter.device() == meta;
+    }
+    total_ = fmt::format("{} parameters, {:.1f} MB{}", with_commas(root.num_parameters()),
+                         static_cast<double>(bytes) / 1e6, all_on_meta && bytes > 0 ? " once materialised" : "");
+  }
+
+  [[nodiscard]] std::string text() const {
+    const Row head{"name", "type", "shape", "parameters"};
+    std::size_t name = width(head.name), type = width(head.type), shape = width(head.shape),
+                parameters = width(head.parameters);
+    for (const Row& row : rows_) {
+      name = std::max(name, width(row.name));
+      type = std::max(type, width(row.type));
+      shape = std::max(shape, width(row.shape));
+      parameters = std::max(parameters, width(row.parameters));
+    }
+    std::string line;
+    for (std::size_t i = 0; i < name + type + shape + parameters + 6; ++i) line += "─";
+    const auto format = [&](const Row& row) {
+      return fmt::format("{:<{}}  {:<{}}  {:<{}}  {:>{}}\n", row.name, name, row.type, type, row.shape, shape,
+                         row.parameters, parameters);
+    };
+    std::string text = format(head) + line + "\n";
+    for (const Row& row : rows_) text += format(row);
+    return text + line + "\n" + total_ + "\n";
+  }
+
+ private:
+  // Characters of UTF-8: bytes that do not continue one.
+  static std::size_t width(const std::string& text) {
+    return static_cast<std::size_t>(
+        std::ranges::count_if(text, [](char c) { return (static_cast<unsigned char>(c) & 0xC0u) != 0x80u; }));
+  }
+
+  // What makes two modules share a line: everything that would be printed of them but their names.
+  static std::string structure(const Module& module) {
+    std::string result = module.type_name() + "(";
+    for (const auto& entry : module.entries_) result += entry.name + describe(entry.tensor) + ";";
+    for (const auto& child : module.children_) result += child.first + structure(*child.second);
+    return result + ")";
+  }
+
+  void add(const Module& module, const std::string& name, const std::string& type, std::int64_t copies, int depth) {
+    const std::string indent(static_cast<std::size_t>(2 * depth), ' ');
+    const std::int64_t count = module.num_parameters();
+    rows_.push_back({indent + name, type, "",
+                     count == 0 ? "" : copies > 1 ? fmt::format("{} × {}", copies, with_commas(count))
+                                                  : with_commas(count)});
+    for (const auto& entry : module.entries_) {
+      const bool tied = entry.role == Module::Role::kTied;
+      const bool buffer = !entry.is_parameter();
+      rows_.push_back({indent + "  " + entry.name, tied ? "= " + entry.stream : buffer ? "buffer" : "",
+                       describe(entry.tensor), buffer ? "" : with_commas(entry.tensor.num_elements())});
+    }
+    const auto& children = module.children_;
+    for (std::size_t i = 0; i < children.size();) {
+      std::size_t end = i + 1;
+      while (end < children.size() && structure(*children[end].second) == structure(*children[i].second)) ++end;
+      // Two alike are quicker read than explained; the children of a line that stands for many are those of the first.
+      if (end - i < 3) end = i + 1;
+      const auto repeats = static_cast<std::int64_t>(end - i);
+      const std::string child_type = children[i].second->type_name();
+      add(*children[i].second,
+          repeats == 1 ? children[i].first : children[i].first + " … " + children[end - 1].first,
+          repeats == 1 ? child_type : fmt::format("{} × {}", repeats, child_type), repeats, depth + 1);
+      i = end;
+    }
+  }
+
+  std::vector<Row> rows_;
+  std::string total_;
+};
+
+std::string Module::summary() const { return SummaryTable(*this).text(); }
+
+}  // namespace tessera::nn

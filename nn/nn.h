@@ -1,0 +1,26 @@
+#pragma once
+
+// Layers, models, and what they are made of.
+
+#include "nn/activations.h"
+#include "nn/causal_self_attention.h"
+#include "nn/dropout.h"
+#include "nn/embedding.h"
+#include "nn/generate.h"
+#include "nn/gpt2.h"
+#include "nn/init.h"
+#include "nn/kv_cache.h"
+#include "nn/language_model.h"
+#include "nn/layer_norm.h"
+#include "nn/linear.h"
+#include "nn/llama.h"
+#include "nn/losses.h"
+#include "nn/mlp.h"
+#include "nn/model_factory.h"
+#include "nn/module.h"
+#include "nn/multi_head_attention.h"
+#include "nn/non_finite.h"
+#include "nn/rms_norm.h"
+#include "nn/rotary_embedding.h"
+#include "nn/sequential.h"
+#include "nn/swiglu.h"

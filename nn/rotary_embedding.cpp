@@ -1,0 +1,63 @@
+#include "nn/rotary_embedding.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "autograd/normalization.h"
+#include "kernels/error.h"
+#include "tensor/create.h"
+
+namespace tessera::nn {
+
+RotaryEmbedding::RotaryEmbedding(std::int64_t head_width, double base) : head_width_(head_width), base_(base) {
+  if (head_width < 2 || head_width % 2 != 0) {
+    throw ConfigError(
+        fmt::format("rotary embedding: channels are turned in pairs, so the head width must be even, but it is {}",
+                    head_width));
+  }
+}
+
+// Computed on the host in f64: an angle of 8192 in f32 would be off by 5e-4 already.
+void RotaryEmbedding::make_tables(std::int64_t positions, DType dtype, Device device) {
+  const CategoryScope category(MemoryCategory::kWorkspace);
+  const std::int64_t pairs = head_width_ / 2;
+  const Shape shape{positions, pairs};
+  if (device == meta) {
+    cosine_ = empty(shape, {.dtype = dtype, .device = meta});
+    sine_ = empty(shape, {.dtype = dtype, .device = meta});
+    return;
+  }
+  std::vector<double> frequencies, cosines, sines;
+  for (std::int64_t k = 0; k < pairs; ++k) {
+    frequencies.push_back(std::pow(base_, -2.0 * static_cast<double>(k) / static_cast<double>(head_width_)));
+  }
+  for (std::int64_t t = 0; t < positions; ++t) {
+    for (const double frequency : frequencies) {
+      const double angle = static_cast<double>(t) * frequency;
+      cosines.push_back(std::cos(angle));
+      sines.push_back(std::sin(angle));
+    }
+  }
+  cosine_ = from_vector(cosines, shape).to(dtype);
+  sine_ = from_vector(sines, shape).to(dtype);
+}
+
+Tensor RotaryEmbedding::forward(const Tensor& x, std::int64_t first_position) {
+  if (x.dims() != 4 || x.dim(3) != head_width_) {
+    throw ShapeError(fmt::format("rotary embedding: x must be [B, T, H, {}], but it is {}", head_width_, describe(x)));
+  }
+  const std::int64_t end = first_position + x.dim(1);
+  const DType dtype = accumulation_dtype(x.dtype());
+  if (!cosine_.defined() || cosine_.dim(0) < end || cosine_.dtype() != dtype || cosine_.device() != x.device()) {
+    // At least double, so that generation makes them a few times and not for each token.
+    const std::int64_t known = cosine_.defined() ? cosine_.dim(0) : 0;
+    make_tables(known < end ? std::max(end, 2 * known) : known, dtype, x.device());
+  }
+  const Tensor cosine = cosine_.slice(0, first_position, end);
+  const Tensor sine = sine_.slice(0, first_position, end);
+  return rotary(x, cosine, sine);
+}
+
+}  // namespace tessera::nn

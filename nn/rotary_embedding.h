@@ -1,0 +1,31 @@
+#pragma once
+
+#include "nn/module.h"
+
+namespace tessera::nn {
+
+/// Rotary position embedding (Su et al., "RoFormer", 2021): the pair (k, k + K/2) of each head is turned by the angle
+/// position · base^(−2k/K), so that a product q·k depends on the distance of two positions only.
+///
+/// Shapes    x [B, T, H, K] → the same; x[:, t] stands at position `first_position` + t
+/// Memory    Cosines and sines of the positions seen so far, [positions, K/2] in f32 (f64 for f64), made at first use.
+///           One module serves all blocks of a model.
+/// Errors    ConfigError if the head width is odd; ShapeError if x has another head width.
+class RotaryEmbedding final : public Module {
+ public:
+  explicit RotaryEmbedding(std::int64_t head_width, double base = 10000.0);
+  Tensor operator()(const Tensor& x, std::int64_t first_position = 0) {
+    return run_hooks([&](const Tensor& input) { return forward(input, first_position); }, x);
+  }
+  Tensor forward(const Tensor& x, std::int64_t first_position);
+
+ private:
+  void make_tables(std::int64_t positions, DType dtype, Device device);
+
+  std::int64_t head_width_;
+  double base_;
+  Tensor cosine_;  // not buffers: they follow from the two numbers above
+  Tensor sine_;
+};
+
+}  // namespace tessera::nn
