@@ -27,6 +27,13 @@ std::string with_commas(std::int64_t n) {
   return digits;
 }
 
+// "17.9 kB"
+std::string size(std::int64_t bytes) {
+  const auto number = static_cast<double>(bytes);
+  if (number < 1e6) return fmt::format("{:.1f} kB", number / 1e3);
+  return number < 1e9 ? fmt::format("{:.1f} MB", number / 1e6) : fmt::format("{:.2f} GB", number / 1e9);
+}
+
 struct Row {
   std::string name, type, shape, parameters;
 };
@@ -44,8 +51,8 @@ class SummaryTable {
       bytes += parameter.size_bytes();
       all_on_meta = all_on_meta && parameter.device() == meta;
     }
-    total_ = fmt::format("{} parameters, {:.1f} MB{}", with_commas(root.num_parameters()),
-                         static_cast<double>(bytes) / 1e6, all_on_meta && bytes > 0 ? " once materialised" : "");
+    total_ = fmt::format("{} parameters, {}{}", with_commas(root.num_parameters()), size(bytes),
+                         all_on_meta && bytes > 0 ? " once materialised" : "");
   }
 
   [[nodiscard]] std::string text() const {
