@@ -23,6 +23,13 @@ struct DeferredGradients::Task {
   std::shared_ptr<Node> node;
   std::vector<Tensor> dys;
   std::vector<std::uint8_t> wanted;  // by input
+  bool retain_graph;
+};
+
+// The sum so far of a leaf whose hooks wait for what is deferred.
+struct DeferredGradients::PartialSum {
+  std::shared_ptr<GradInfo> leaf;
+  Tensor sum;
 };
 
 DeferredGradients::DeferredGradients() = default;
@@ -40,7 +47,7 @@ void add_to(Tensor& sum, const Tensor& x) {
     sum = x;
     return;
   }
-  if (sum.storage().use_count() > 1 || !sum.is_contiguous()) sum = sum.clone();
+  if (!sum.is_unshared() || !sum.is_contiguous()) sum = sum.clone();
   sum.add_scaled(x);
 }
 
@@ -52,7 +59,7 @@ void accumulate_into_leaf(GradInfo& leaf, const Tensor& contribution) {
   const CategoryScope category(MemoryCategory::kGradient);
   // The caller's handle is one; a second would be somebody who may still read this memory.
   const bool unique =
-      contribution.storage().use_count() == 1 &&
+      contribution.is_unshared() &&
       static_cast<std::int64_t>(contribution.storage().size_bytes()) == contribution.size_bytes();
   if (unique && contribution.is_contiguous() && contribution.dtype() == leaf.grad_dtype) {
     leaf.grad = contribution;
@@ -94,6 +101,7 @@ class BackwardPass {
       ready_.pop();
       visit(node);
     }
+    if (options_.deferred != nullptr) hand_over_partial_sums();
   }
 
   // The gradient collected for `x`, if x was wanted and reached.
@@ -103,20 +111,25 @@ class BackwardPass {
     return found == results_.end() ? Tensor() : found->second;
   }
 
-  static void run_deferred(std::vector<DeferredGradients::Task> tasks) {
+  static void run_deferred(std::vector<DeferredGradients::Task> tasks,
+                           std::vector<DeferredGradients::PartialSum> partial_sums) {
     const NoGrad no_grad;
-    BackwardPass pass({}, {});
+    const BackwardOptions options;
+    BackwardPass pass(options, {});
+    for (auto& [leaf, sum] : partial_sums) add_to(pass.results_[leaf.get()], std::exchange(sum, Tensor()));
     for (const auto& task : tasks) {
       for (std::size_t i = 0; i < task.node->inputs.size(); ++i) {
         if (task.wanted[i] != 0) ++pass.uses_left_[task.node->inputs[i].get()];
       }
     }
     for (auto& task : tasks) {
-      const Grads grads = task.node->backward(task.dys, Needs(task.wanted, true));
-      task.node->backward = nullptr;
+      Grads grads = task.node->backward(task.dys, Needs(task.wanted, !task.retain_graph));
+      if (!task.retain_graph) task.node->backward = nullptr;
       task.dys.clear();
+      grads.resize(task.wanted.size());
       for (std::size_t i = 0; i < grads.size(); ++i) {
-        if (task.wanted[i] != 0) pass.deliver_to_leaf(*task.node->inputs[i], grads[i]);
+        if (task.wanted[i] != 0)
+          pass.deliver_to_leaf(*task.node->inputs[i], std::exchange(grads[i], Tensor()));
       }
     }
   }
@@ -221,6 +234,19 @@ class BackwardPass {
     finish_leaf(leaf, last);
   }
 
+  // A leaf with hooks that is used here and also by a deferred operation: what has come of its gradient until
+  // now waits for the rest.
+  void hand_over_partial_sums() {
+    for (const auto& task : options_.deferred->tasks_) {
+      for (const auto& input : task.node->inputs) {
+        const auto found = input == nullptr ? results_.end() : results_.find(input.get());
+        if (found == results_.end()) continue;
+        options_.deferred->partial_sums_.push_back({input, std::move(found->second)});
+        results_.erase(found);
+      }
+    }
+  }
+
   static void finish_leaf(GradInfo& leaf, bool last) {
     if (!last) return;
     for (const AccumulatedHook& hook : leaf.accumulated_hooks) hook(leaf.grad);
@@ -257,14 +283,15 @@ class BackwardPass {
     }
     Grads grads(num_inputs);
     if (any_dy) {
-      // Operations with one output may rely on its gradient's dtype; those with several check each.
-      if (dys.size() == 1 && dys[0].dtype() != node->outputs[0].dtype)
-        dys[0] = dys[0].to(node->outputs[0].dtype);
+      // Operations may rely on the dtype of their outputs' gradients.
+      for (std::size_t i = 0; i < dys.size(); ++i) {
+        if (dys[i].defined()) dys[i] = dys[i].to(node->outputs[i].dtype);
+      }
       grads = node->backward(dys, Needs(now, !options_.retain_graph && !defer));
       grads.resize(num_inputs);
     }
     if (defer) {
-      options_.deferred->tasks_.push_back({node, std::move(dys), std::move(later)});
+      options_.deferred->tasks_.push_back({node, std::move(dys), std::move(later), options_.retain_graph});
     } else if (!options_.retain_graph) {
       node->backward = nullptr;  // frees the saved values
     }
@@ -286,7 +313,9 @@ class BackwardPass {
   std::priority_queue<std::shared_ptr<Node>, std::vector<std::shared_ptr<Node>>, Later> ready_;
 };
 
-void DeferredGradients::run() { BackwardPass::run_deferred(std::exchange(tasks_, {})); }
+void DeferredGradients::run() {
+  BackwardPass::run_deferred(std::exchange(tasks_, {}), std::exchange(partial_sums_, {}));
+}
 
 void backward(std::span<const Tensor> roots, std::span<const Tensor> gradients,
               const BackwardOptions& options) {

@@ -23,7 +23,9 @@ class DeferredGradients {
  private:
   friend class BackwardPass;
   struct Task;
+  struct PartialSum;
   std::vector<Task> tasks_;
+  std::vector<PartialSum> partial_sums_;
 };
 
 struct BackwardOptions {

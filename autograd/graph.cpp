@@ -90,6 +90,7 @@ void GradInfo::record(const char* operation, const Tensor& input, Tensor& output
 Node::~Node() {
   std::vector<std::shared_ptr<Node>> orphans;
   const auto adopt_producers = [&orphans](Node& node) {
+    node.backward = nullptr;  // first, as the values that it saved hold the inputs too
     for (auto& input : node.inputs) {
       // Only the last holder of an input takes its producer along; a shared one lives on.
       if (input != nullptr && input.use_count() == 1 && input->producer != nullptr) {

@@ -43,18 +43,18 @@ Tensor row_losses(const Tensor& logits, const Tensor& targets, const kernels::Cr
   Tensor lse = empty_like(losses);
   loss_kernels(logits).cross_entropy(logits.view(), targets.view(), options, losses.mutable_view(),
                                      lse.mutable_view());
-  return record(
-      "cross_entropy", losses, {logits},
-      [logits = saved(logits), targets = saved(targets), lse, options](const Tensor& dy,
-                                                                       Needs needs) -> Grads {
-        // Nobody but this closure sees the logits any more: their memory becomes the gradient's.
-        const bool sole_owner = needs.may_overwrite_saved() && logits.get().storage().use_count() == 1;
-        Tensor dlogits = sole_owner ? logits.get().detach() : empty_like(logits.get());
-        const kernels::ConstView logits_view = logits.get().view();
-        loss_kernels(dy).cross_entropy_backward(dy.contiguous().view(), logits_view, targets.get().view(),
-                                                lse.view(), options, dlogits.mutable_view());
-        return {dlogits};
-      });
+  return record("cross_entropy", losses, {logits},
+                [logits = saved(logits), targets = saved(targets), lse, options](const Tensor& dy,
+                                                                                 Needs needs) -> Grads {
+                  // Nobody but this closure sees the logits any more: their memory becomes the gradient's.
+                  const bool sole_owner = needs.may_overwrite_saved() && logits.get().is_unshared();
+                  Tensor dlogits = sole_owner ? logits.get().detach() : empty_like(logits.get());
+                  const kernels::ConstView logits_view = logits.get().view();
+                  loss_kernels(dy).cross_entropy_backward(dy.contiguous().view(), logits_view,
+                                                          targets.get().view(), lse.view(), options,
+                                                          dlogits.mutable_view());
+                  return {dlogits};
+                });
 }
 
 }  // namespace
