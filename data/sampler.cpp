@@ -110,19 +110,24 @@ void fill_batch(const TokenFile& file, const BatchPlan& plan, std::int64_t step,
   }
 }
 
-EvaluationWindows::EvaluationWindows(std::int64_t num_tokens, std::int64_t seq_len)
-    : num_tokens_(num_tokens), seq_len_(seq_len), num_windows_(0) {
+EvaluationWindows::EvaluationWindows(std::int64_t num_tokens, std::int64_t seq_len, std::int64_t stride)
+    : num_tokens_(num_tokens), seq_len_(seq_len), stride_(stride == 0 ? seq_len : stride), num_windows_(0) {
   if (seq_len < 1)
     throw ConfigError(fmt::format("EvaluationWindows: seq_len {} must be at least 1", seq_len));
+  if (stride_ < 1 || stride_ > seq_len) {
+    throw ConfigError(fmt::format("EvaluationWindows: stride {} is not between 1 and the window's {} tokens", stride,
+                                  seq_len));
+  }
   if (num_tokens < 2) {
     throw DataError(
         fmt::format("evaluation needs at least 2 tokens (one to predict the other), got {}", num_tokens));
   }
-  num_windows_ = (num_tokens - 1 + seq_len - 1) / seq_len;
+  const std::int64_t behind_first = std::max<std::int64_t>(num_tokens - 1 - seq_len, 0);
+  num_windows_ = 1 + (behind_first + stride_ - 1) / stride_;
 }
 
 std::int64_t EvaluationWindows::length(std::int64_t i) const noexcept {
-  return i < 0 || i >= num_windows_ ? 0 : std::min(seq_len_, num_tokens_ - 1 - i * seq_len_);
+  return i < 0 || i >= num_windows_ ? 0 : std::min(seq_len_, num_tokens_ - 1 - i * stride_);
 }
 
 std::vector<std::int64_t> EvaluationWindows::fill(const TokenFile& file, std::int64_t first,
@@ -143,8 +148,13 @@ std::vector<std::int64_t> EvaluationWindows::fill(const TokenFile& file, std::in
     lengths.push_back(window_length);
     if (window_length == 0) continue;
     const auto row = static_cast<std::size_t>(i * seq_len_);
-    file.read((first + i) * seq_len_, inputs.subspan(row, static_cast<std::size_t>(window_length)));
-    file.read((first + i) * seq_len_ + 1, targets.subspan(row, static_cast<std::size_t>(window_length)));
+    const std::int64_t start = (first + i) * stride_;
+    file.read(start, inputs.subspan(row, static_cast<std::size_t>(window_length)));
+    const std::int64_t counted_before = first + i == 0 ? 0 : seq_len_ - stride_;  // by earlier windows
+    if (window_length > counted_before) {
+      file.read(start + counted_before + 1, targets.subspan(row + static_cast<std::size_t>(counted_before),
+                                                            static_cast<std::size_t>(window_length - counted_before)));
+    }
   }
   return lengths;
 }

@@ -72,25 +72,31 @@ void fill_batch(const TokenFile& file, const BatchPlan& plan, std::int64_t step,
 /// Cuts a text into windows for evaluation, in order, so that every token but the first is predicted exactly
 /// once. The last window may be shorter.
 ///
+/// With a stride below seq_len windows overlap: each but the first counts only its last `stride` targets, so
+/// that all of these are predicted from at least seq_len − stride tokens before them. A smaller stride is
+/// fairer to the model and costs seq_len / stride times as much.
+///
 /// Example
 ///     data::EvaluationWindows windows(tokens.size(), 256);
 ///     for (std::int64_t i = 0; i < windows.size(); i += 8) windows.fill(tokens, i, 8, inputs, targets);
 class EvaluationWindows {
  public:
-  /// Errors    ConfigError, if seq_len is not positive; DataError, if there are fewer than 2 tokens.
-  EvaluationWindows(std::int64_t num_tokens, std::int64_t seq_len);
+  /// `stride` 0 means seq_len: no overlap.
+  /// Errors    ConfigError, if seq_len is not positive or stride not in [0, seq_len]; DataError, if there are
+  ///           fewer than 2 tokens.
+  EvaluationWindows(std::int64_t num_tokens, std::int64_t seq_len, std::int64_t stride = 0);
 
-  /// Number of windows: (num_tokens − 1) / seq_len, rounded up.
+  /// Number of windows: 1 + (num_tokens − 1 − seq_len) / stride, rounded up.
   [[nodiscard]] std::int64_t size() const noexcept { return num_windows_; }
 
-  /// Number of targets over all windows: num_tokens − 1.
+  /// Number of targets that count, over all windows: num_tokens − 1.
   [[nodiscard]] std::int64_t num_targets() const noexcept { return num_tokens_ - 1; }
 
   /// Tokens of window i: seq_len, less for the last one, 0 behind the end.
   [[nodiscard]] std::int64_t length(std::int64_t i) const noexcept;
 
-  /// Reads windows first ... first + count − 1 and returns their lengths. Behind a window's end inputs are 0
-  /// and targets are kIgnoredTarget; rows behind the last window are all padding, so ranks may all run the
+  /// Reads windows first ... first + count − 1 and returns their lengths. Behind a window's end inputs are 0;
+  /// there, and where an earlier window counts the target, targets are kIgnoredTarget; rows behind the last window are all padding, so ranks may all run the
   /// same number of batches.
   ///
   /// Shapes    inputs [count, T], targets [count, T] → lengths [count].
@@ -101,6 +107,7 @@ class EvaluationWindows {
  private:
   std::int64_t num_tokens_;
   std::int64_t seq_len_;
+  std::int64_t stride_;
   std::int64_t num_windows_;
 };
 

@@ -237,8 +237,34 @@ TEST(EvaluationWindows, PredictEachTokenButTheFirstOnce) {
   }
 }
 
+// Every target counts once, and has at least window − stride tokens before it, or all that there are.
+TEST(EvaluationWindows, OverlapByWindowMinusStride) {
+  for (const std::int64_t stride : {1, 3, 4, 8}) {
+    for (const std::int32_t num_tokens : {2, 8, 9, 10, 11, 16, 17, 100}) {
+      const TemporaryFolder folder;
+      const TokenFile file = counting_file(folder, num_tokens);
+      const EvaluationWindows windows(num_tokens, 8, stride);
+      std::int64_t next = 1;  // target
+      for (std::int64_t i = 0; i < windows.size(); ++i) {
+        std::vector<std::int64_t> inputs(8), targets(8);
+        static_cast<void>(windows.fill(file, i, 1, inputs, targets));
+        for (std::int64_t t = 0; t < 8; ++t) {
+          if (targets[static_cast<std::size_t>(t)] == kIgnoredTarget) continue;
+          EXPECT_EQ(targets[static_cast<std::size_t>(t)], next);
+          EXPECT_EQ(inputs[static_cast<std::size_t>(t)], next - 1);
+          EXPECT_GE(t + 1, std::min(next, 8 - stride + 1));  // tokens seen, the input at t among them
+          ++next;
+        }
+      }
+      EXPECT_EQ(next, num_tokens) << "stride " << stride;
+    }
+  }
+}
+
 TEST(EvaluationWindows, RefuseWhatCannotWork) {
   EXPECT_THROW(EvaluationWindows(1, 8), DataError);
+  EXPECT_THROW(EvaluationWindows(10, 8, 9), ConfigError);
+  EXPECT_THROW(EvaluationWindows(10, 8, -1), ConfigError);
   EXPECT_THROW(EvaluationWindows(10, 0), ConfigError);
   const TemporaryFolder folder;
   const TokenFile file = counting_file(folder, 20);

@@ -1,0 +1,69 @@
+#include "examples/gpt2/evaluation.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <numbers>
+#include <vector>
+
+#include "autograd/grad_mode.h"
+#include "data/sampler.h"
+#include "kernels/error.h"
+#include "tensor/create.h"
+
+namespace gpt2 {
+
+using namespace tessera;
+
+double Evaluation::perplexity() const { return std::exp(loss()); }
+
+double Evaluation::bits_per_byte() const {
+  const double bits = nats / std::numbers::ln2;
+  if (whole_file) return (bits + first_token_bits) / static_cast<double>(source_bytes);
+  return bits / static_cast<double>(tokens) * file_tokens / static_cast<double>(source_bytes);
+}
+
+Evaluation evaluate(nn::LanguageModel& model, const data::TokenFile& file, dist::Communicator& group,
+                    const EvaluationOptions& options) {
+  const std::int64_t seq = options.seq == 0 ? model.context() : options.seq;
+  if (seq > model.context()) {
+    throw ConfigError(fmt::format(
+        "evaluation: windows of {} tokens are longer than the model's context of {}", seq, model.context()));
+  }
+  const data::EvaluationWindows windows(file.size(), seq, options.stride);
+  const std::int64_t stride = options.stride == 0 ? seq : options.stride;
+  const std::int64_t wanted =
+      options.max_tokens == 0 ? windows.size() : std::max<std::int64_t>(options.max_tokens / stride, 1);
+  const std::int64_t num_windows = std::min(windows.size(), wanted);
+
+  const NoGrad no_grad;
+  const bool was_training = model.training();
+  model.eval();
+  // Sum and count in f64: exact for the count, and the same sum of window losses on any number of ranks but for rounding.
+  std::array<double, 2> sums{0.0, 0.0};
+  for (std::int64_t first = group.rank() * options.batch; first < num_windows;
+       first += group.size() * options.batch) {
+    const std::int64_t rows = std::min(options.batch, num_windows - first);
+    std::vector<std::int64_t> inputs(static_cast<std::size_t>(rows * seq)), targets(inputs.size());
+    static_cast<void>(windows.fill(file, first, rows, inputs, targets));
+    sums[0] += model
+                   .loss(from_span<std::int64_t>(inputs, Shape{rows, seq}),
+                         from_span<std::int64_t>(targets, Shape{rows, seq}), Reduction::kSum)
+                   .item();
+    sums[1] +=
+        static_cast<double>(std::ranges::count_if(targets, [](auto t) { return t != data::kIgnoredTarget; }));
+  }
+  model.train(was_training);
+  group.all_reduce(dist::buffer_of(sums));
+
+  return {.nats = sums[0],
+          .tokens = static_cast<std::int64_t>(sums[1]),
+          .whole_file = num_windows == windows.size(),
+          .source_bytes = file.info().source_bytes,
+          .first_token_bits = std::log2(static_cast<double>(file.info().vocab_size)),
+          .file_tokens = static_cast<double>(file.size())};
+}
+
+}  // namespace gpt2

@@ -1,0 +1,49 @@
+#include "examples/gpt2/saved_model.h"
+
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+#include "nn/model_factory.h"
+
+namespace gpt2 {
+namespace {
+
+using tessera::DataError;
+using tessera::data::Tokenizer;
+
+std::string metadata(const tessera::dist::Checkpoint& checkpoint, const std::filesystem::path& folder,
+                     const char* key) {
+  const auto found = checkpoint.metadata.find(key);
+  if (found == checkpoint.metadata.end()) {
+    throw DataError(fmt::format("{}: the checkpoint does not say '{}'; gpt2_train did not write it",
+                                folder.string(), key));
+  }
+  return found->second;
+}
+
+}  // namespace
+
+std::string hash_text(std::uint64_t hash) { return fmt::format("{:016x}", hash); }
+
+SavedModel load_saved_model(const std::filesystem::path& folder) {
+  const tessera::dist::Checkpoint checkpoint = tessera::dist::load_checkpoint(folder, false);
+  // A run's folder holds the tokenizer; so it lies one level up if a checkpoint folder was named.
+  const bool is_run_folder = std::filesystem::exists(folder / tessera::data::kTokenizerFile);
+  SavedModel saved{
+      .model = nullptr,
+      .tokenizer = Tokenizer::load(is_run_folder ? folder : std::filesystem::absolute(folder).parent_path()),
+      .step = checkpoint.step,
+      .seq = std::stoll(metadata(checkpoint, folder, kSeqKey))};
+  const std::string vocabulary = metadata(checkpoint, folder, kVocabularyKey);
+  if (vocabulary != hash_text(saved.tokenizer.vocabulary_hash())) {
+    throw DataError(fmt::format("{}: the tokenizer has the vocabulary {}, but the model was trained with {}",
+                                folder.string(), hash_text(saved.tokenizer.vocabulary_hash()), vocabulary));
+  }
+  saved.model =
+      tessera::nn::make_language_model(metadata(checkpoint, folder, kModelKey), saved.tokenizer.vocab_size());
+  saved.model->load_state(checkpoint.model);
+  saved.model->eval();
+  return saved;
+}
+
+}  // namespace gpt2

@@ -1,0 +1,162 @@
+// Pretrains a language model on a folder that gpt2_prepare made: alone, with --ranks N, or under mpiexec.
+//
+//     $ mpiexec -n 2 gpt2_train --data run --out run --model layers=4,heads=4,width=128,context=256 --steps 500
+//     model       family=gpt2,layers=4,heads=4,width=128,context=256,vocab=2048,dropout=0: 1,088,256 parameters
+//     batch       16 sequences of 256 tokens = 8 a pass x 1 pass x 2 ranks (mpi), 1 thread each
+//     ...
+//
+// Ctrl-C ends the run after the step under way, with a checkpoint, and with status 0; --resume goes on from there.
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <filesystem>
+#include <optional>
+
+#include "data/atomic_file.h"
+#include "data/prepare.h"
+#include "data/tokenizer.h"
+#include "examples/gpt2/command_line.h"
+#include "examples/gpt2/evaluation.h"
+#include "examples/gpt2/saved_model.h"
+#include "examples/gpt2/trainer.h"
+#include "kernels/error.h"
+
+namespace gpt2 {
+namespace {
+
+using namespace tessera;
+namespace fs = std::filesystem;
+
+// Everything of the folder that gpt2_prepare made, checked to belong together.
+struct Corpus {
+  data::Tokenizer tokenizer;
+  data::TokenFile train;
+  data::TokenFile validation;
+};
+
+Corpus open_corpus(const fs::path& folder) {
+  if (!fs::is_directory(folder)) {
+    throw DataError(
+        fmt::format("--data {}: there is no such folder; make it with gpt2_prepare --text FILE --out {}",
+                    folder.string(), folder.string()));
+  }
+  Corpus corpus{.tokenizer = data::Tokenizer::load(folder),
+                .train = data::TokenFile::open(folder / data::kTrainFile),
+                .validation = data::TokenFile::open(folder / data::kValidationFile)};
+  for (const data::TokenFile* file : {&corpus.train, &corpus.validation})
+    file->require_vocabulary(corpus.tokenizer.vocab_size(), corpus.tokenizer.vocabulary_hash());
+  return corpus;
+}
+
+// One rank looks at the folder before anything is computed: a run must not end because it can't be saved.
+void claim_output_folder(const TrainOptions& options, const data::Tokenizer& tokenizer) {
+  if (!options.resume && dist::has_checkpoint(options.out)) {
+    throw ConfigError(
+        fmt::format("--out {}: holds a checkpoint already; add --resume to go on from it, or choose "
+                    "another folder",
+                    options.out.string()));
+  }
+  data::create_folder(options.out);
+  if (options.resume && fs::exists(options.out / data::kTokenizerFile)) {
+    const auto there = data::Tokenizer::load(options.out);
+    if (there.vocabulary_hash() != tokenizer.vocabulary_hash()) {
+      throw DataError(fmt::format("--out {}: its tokenizer has another vocabulary than --data {}",
+                                  options.out.string(), options.data.string()));
+    }
+    return;
+  }
+  tokenizer.save(options.out);
+}
+
+void print_overview(const TrainOptions& options, dist::Job& job, Trainer& trainer, const Corpus& corpus) {
+  const dist::BatchSizes& batch = trainer.batch();
+  const auto plural = [](std::int64_t n, const char* one, const char* many) {
+    return fmt::format("{} {}", with_commas(n), n == 1 ? one : many);
+  };
+  fmt::print("model       {}: {} parameters in {}\n", trainer.model().description(),
+             with_commas(trainer.model().num_parameters()), tessera::name(options.config.dtype));
+  fmt::print("batch       {} of {} = {} a pass x {} x {} ({}), {} each\n",
+             plural(batch.global, "sequence", "sequences"), plural(trainer.seq(), "token", "tokens"),
+             batch.micro_batch, plural(batch.accumulation, "pass", "passes"),
+             plural(job.size(), "rank", "ranks"), job.backend(),
+             plural(job.threads_per_rank(), "thread", "threads"));
+  const double epochs = static_cast<double>(options.steps * batch.global * trainer.seq()) /
+                        static_cast<double>(corpus.train.size());
+  fmt::print("data        {}: {} tokens to learn from, {} held out; {} steps are {:.2f} times through\n",
+             options.data.string(), with_commas(corpus.train.size()), with_commas(corpus.validation.size()),
+             with_commas(options.steps), epochs);
+  fmt::print("optimizer   {}\n", trainer.optimizer().describe());
+  std::fflush(stdout);
+}
+
+std::string describe(const Evaluation& result, std::int64_t step) {
+  return fmt::format("step {}: validation loss {:.4f}, {:.3f} bits per byte ({} tokens)", step, result.loss(),
+                     result.bits_per_byte(), with_commas(result.tokens));
+}
+
+void train(const TrainOptions& options, dist::Job& job) {
+  const Corpus corpus = open_corpus(options.data);
+  Trainer trainer(options, job, corpus.train);
+  job.on_root([&] { claim_output_folder(options, corpus.tokenizer); });
+  if (options.resume && dist::has_checkpoint(options.out))
+    trainer.restore(dist::load_checkpoint(options.out));
+  const std::int64_t first_step = trainer.steps_done();
+
+  if (job.is_root()) print_overview(options, job, trainer, corpus);
+  if (options.resume) {
+    job.log(first_step == 0 ? fmt::format("--resume: no checkpoint in {}, starting from the beginning",
+                                          options.out.string())
+                            : fmt::format("resuming after step {}", with_commas(first_step)));
+  }
+  std::optional<StepLog> log, csv;
+  job.on_root([&] {
+    log.emplace(options.log, StepLog::Format::kJsonLines, first_step);
+    csv.emplace(options.csv, StepLog::Format::kCsv, first_step);
+  });
+  ProgressDisplay progress(job.is_root() ? options.progress : Progress::kNone, first_step, options.steps,
+                           options.config.steps_per_print);
+
+  const auto validate = [&] {
+    const Evaluation result = evaluate(trainer.model(), corpus.validation, job.world(),
+                                       {.seq = trainer.seq(), .max_tokens = options.eval_tokens});
+    progress.note(describe(result, trainer.steps_done()));
+  };
+  std::int64_t saved_step = first_step == 0 ? -1 : first_step;
+  const auto save = [&] {
+    job.on_root(
+        [&] { dist::save_checkpoint(options.out, trainer.checkpoint(), static_cast<int>(options.keep)); });
+    saved_step = trainer.steps_done();
+  };
+
+  bool stopped = false;
+  while (trainer.steps_done() < options.steps && !stopped) {
+    const StepReport report = trainer.step();
+    stopped = report.stop;
+    if (job.is_root()) {
+      log->write(report);
+      csv->write(report);
+      progress.step(report);
+    }
+    const bool last = report.step == options.steps;
+    if (!stopped && !last && options.eval_every > 0 && report.step % options.eval_every == 0) validate();
+    if (!stopped && !last && options.save_every > 0 && report.step % options.save_every == 0) save();
+  }
+  progress.end();
+  if (saved_step != trainer.steps_done()) save();
+  if (!stopped) validate();
+  job.log(stopped ? fmt::format("stopped after step {}; saved in {}, go on with --resume",
+                                with_commas(trainer.steps_done()), options.out.string())
+                  : fmt::format("saved in {}", options.out.string()));
+}
+
+}  // namespace
+}  // namespace gpt2
+
+int main(int argc, char** argv) {
+  std::optional<gpt2::TrainOptions> options;
+  const int status =
+      gpt2::run_program("gpt2_train", [&] { options = gpt2::parse_train_options(argc, argv); });
+  if (status != 0) return status;
+  return tessera::dist::run(options->job, [&](tessera::dist::Job& job) { gpt2::train(*options, job); });
+}

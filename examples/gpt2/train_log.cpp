@@ -1,0 +1,201 @@
+#include "examples/gpt2/train_log.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "data/atomic_file.h"
+#include "kernels/error.h"
+
+namespace gpt2 {
+namespace {
+
+using tessera::DataError;
+using tessera::FileError;
+using tessera::kNumMemoryCategories;
+using tessera::MemoryCategory;
+
+const char* category_name(int category) { return tessera::name(static_cast<MemoryCategory>(category)); }
+
+std::string json_line(const StepReport& report) {
+  nlohmann::ordered_json line;
+  line["step"] = report.step;
+  line["loss"] = report.loss;
+  line["grad_norm"] = report.grad_norm;
+  line["lr"] = report.lr;
+  line["tokens_per_second"] = report.tokens_per_second();
+  auto& peak = line["peak_bytes"] = nlohmann::ordered_json::object();
+  for (int c = 0; c < kNumMemoryCategories; ++c)
+    peak[category_name(c)] = report.peak_bytes[static_cast<std::size_t>(c)];
+  peak["total"] = report.peak_total_bytes;
+  line["sent_bytes"] = nlohmann::ordered_json(report.sent_bytes);
+  if (report.skipped) line["skipped"] = true;
+  return line.dump();
+}
+
+std::string csv_header() {
+  std::string header = "step,loss,grad_norm,lr,tokens_per_second,sent_bytes,peak_total_bytes";
+  for (int c = 0; c < kNumMemoryCategories; ++c) header += fmt::format(",peak_{}_bytes", category_name(c));
+  return header;
+}
+
+std::string csv_line(const StepReport& report) {
+  std::int64_t sent = 0;
+  for (const auto& [group, bytes] : report.sent_bytes) sent += bytes;
+  std::string line = fmt::format("{},{},{},{},{:.1f},{},{}", report.step, report.loss, report.grad_norm,
+                                 report.lr, report.tokens_per_second(), sent, report.peak_total_bytes);
+  for (const std::int64_t bytes : report.peak_bytes) line += fmt::format(",{}", bytes);
+  return line;
+}
+
+// The step that a line of either format belongs to; −1 for a header or a line cut short.
+std::int64_t step_of(const std::string& line) {
+  if (line.starts_with('{')) {
+    const auto json = nlohmann::json::parse(line, nullptr, false);
+    return json.is_object() && json.contains("step") && json["step"].is_number_integer()
+               ? json["step"].get<std::int64_t>()
+               : -1;
+  }
+  std::int64_t step = -1;
+  const auto [end, error] = std::from_chars(line.data(), line.data() + line.size(), step);
+  return error == std::errc() && *end == ',' ? step : -1;
+}
+
+void drop_later_steps(const std::filesystem::path& path, std::int64_t steps_done) {
+  std::ifstream in(path);
+  std::string kept, line;
+  while (std::getline(in, line)) {
+    const std::int64_t step = step_of(line);
+    if (step >= 1 && step <= steps_done) kept += line + '\n';
+  }
+  in.close();
+  tessera::data::AtomicFile file(path);
+  file.write(kept);
+  file.commit();
+}
+
+}  // namespace
+
+StepLog::StepLog(std::filesystem::path path, Format format, std::int64_t steps_done)
+    : path_(std::move(path)), format_(format) {
+  if (path_.empty()) return;
+  if (path_.has_parent_path()) tessera::data::create_folder(path_.parent_path());
+  const bool go_on = steps_done > 0 && std::filesystem::is_regular_file(path_);
+  if (go_on && format_ == Format::kJsonLines) drop_later_steps(path_, steps_done);
+  descriptor_ = open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | (go_on ? 0 : O_TRUNC), 0666);
+  if (descriptor_ < 0)
+    throw DataError(fmt::format("log {}: cannot be written: {}", path_.string(), std::strerror(errno)));
+  if (format_ == Format::kCsv && !go_on) write_line(csv_header());
+}
+
+StepLog::~StepLog() {
+  if (descriptor_ >= 0) close(descriptor_);
+}
+
+void StepLog::write(const StepReport& report) {
+  if (descriptor_ < 0) return;
+  write_line(format_ == Format::kCsv ? csv_line(report) : json_line(report));
+}
+
+void StepLog::write_line(const std::string& line) {
+  const std::string bytes = line + '\n';
+  const ssize_t written = ::write(descriptor_, bytes.data(), bytes.size());
+  if (written != static_cast<ssize_t>(bytes.size())) {
+    throw FileError(fmt::format("log {}: cannot be written: {}", path_.string(),
+                                written < 0 ? std::strerror(errno) : "no space left on the device"));
+  }
+}
+
+std::string with_commas(std::int64_t n) {
+  const std::string digits = std::to_string(n);
+  std::string text;
+  for (std::size_t i = 0; i < digits.size(); ++i) {
+    if (i > 0 && digits[i - 1] != '-' && (digits.size() - i) % 3 == 0) text += ',';
+    text += digits[i];
+  }
+  return text;
+}
+
+std::string format_bytes(std::int64_t bytes) {
+  constexpr const char* kUnits[] = {"B", "kB", "MB", "GB", "TB"};
+  double value = static_cast<double>(bytes);
+  std::size_t unit = 0;
+  for (; value >= 1000.0 && unit + 1 < std::size(kUnits); ++unit) value /= 1000.0;
+  return value < 10.0 && unit > 0 ? fmt::format("{:.1f} {}", value, kUnits[unit])
+                                  : fmt::format("{:.0f} {}", value, kUnits[unit]);
+}
+
+std::string format_seconds(double seconds) {
+  const auto total = static_cast<std::int64_t>(std::llround(seconds));
+  if (total >= 3600) return fmt::format("{}:{:02}:{:02}", total / 3600, total / 60 % 60, total % 60);
+  return fmt::format("{}:{:02}", total / 60, total % 60);
+}
+
+ProgressDisplay::ProgressDisplay(Progress kind, std::int64_t first_step, std::int64_t total_steps,
+                                 std::int64_t lines_every)
+    : kind_(kind), first_step_(first_step), total_steps_(total_steps), lines_every_(lines_every) {
+  if (kind_ == Progress::kAuto) kind_ = isatty(STDOUT_FILENO) == 1 ? Progress::kBar : Progress::kLines;
+}
+
+void ProgressDisplay::step(const StepReport& report) {
+  if (kind_ == Progress::kNone) return;
+  // The first steps are slower than the rest: memory is allocated there.
+  seconds_ = report.step - first_step_ < 3 ? report.seconds : 0.95 * seconds_ + 0.05 * report.seconds;
+  const bool last = report.step == total_steps_;
+  const auto now = std::chrono::steady_clock::now();
+  if (kind_ == Progress::kLines) {
+    if (report.step % lines_every_ != 0 && report.step != first_step_ + 1 && !last) return;
+  } else if (!last && now - last_drawn_ < std::chrono::milliseconds(100)) {
+    return;
+  }
+  last_drawn_ = now;
+  const std::string figures =
+      fmt::format("loss {:.4f}  lr {:.1e}  {} tokens/s  {} left  {}", report.loss, report.lr,
+                  with_commas(std::llround(static_cast<double>(report.tokens) / seconds_)),
+                  format_seconds(seconds_ * static_cast<double>(total_steps_ - report.step)),
+                  format_bytes(report.peak_total_bytes));
+  const int width = static_cast<int>(std::to_string(total_steps_).size());
+  if (kind_ == Progress::kLines) {
+    fmt::print("step {:>{}}/{}  {}\n", report.step, width, total_steps_, figures);
+  } else {
+    constexpr std::int64_t kCells = 20;
+    const auto filled = static_cast<std::size_t>(kCells * report.step / total_steps_);
+    const std::string bar = fmt::format("{:>{}}/{} [{}{}]  {}", report.step, width, total_steps_,
+                                        std::string(filled, '#'), std::string(kCells - filled, '-'), figures);
+    // Spaces wipe out what a longer line before it left.
+    const std::size_t previous = bar_.size();
+    bar_ = bar;
+    fmt::print("\r{:<{}}", bar_, std::max(previous, bar_.size()));
+  }
+  std::fflush(stdout);
+}
+
+void ProgressDisplay::clear_bar() {
+  if (bar_.empty()) return;
+  fmt::print("\r{:<{}}\r", "", bar_.size());
+  bar_.clear();
+}
+
+void ProgressDisplay::note(const std::string& line) {
+  if (kind_ == Progress::kNone) return;
+  clear_bar();
+  fmt::print("{}\n", line);
+  std::fflush(stdout);
+}
+
+void ProgressDisplay::end() {
+  if (!bar_.empty()) fmt::print("\n");
+  bar_.clear();
+  std::fflush(stdout);
+}
+
+}  // namespace gpt2

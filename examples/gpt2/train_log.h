@@ -1,0 +1,87 @@
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <string>
+
+#include "examples/gpt2/train_options.h"
+#include "tensor/memory.h"
+
+namespace gpt2 {
+
+/// What is known of one step, the same on every rank but for the times.
+struct StepReport {
+  std::int64_t step = 0;   ///< from 1: steps done with this one
+  double loss = 0.0;       ///< mean over the tokens of the global batch, before the update
+  double grad_norm = 0.0;  ///< before clipping
+  double lr = 0.0;
+  double seconds = 0.0;
+  std::int64_t tokens = 0;  ///< of the global batch
+  std::array<std::int64_t, tessera::kNumMemoryCategories>
+      peak_bytes{};                                ///< of the rank with the largest total
+  std::int64_t peak_total_bytes = 0;               ///< peak of that rank's sum; at most the sum of its peaks
+  std::map<std::string, std::int64_t> sent_bytes;  ///< by group, of rank 0
+  bool skipped = false;                            ///< f16: gradients overflowed, no update
+  bool stop = false;                               ///< a rank was asked to stop
+  [[nodiscard]] double tokens_per_second() const { return static_cast<double>(tokens) / seconds; }
+};
+
+/// Appends one record a step to a file, as JSON lines or as CSV, and leaves it whole at every moment: a record is one
+/// write.
+///
+/// On resuming, records of the steps that will be run again are taken out first.
+/// Errors    DataError if the file can't be opened, FileError if a write fails (disk full).
+class StepLog {
+ public:
+  enum class Format { kJsonLines, kCsv };
+  /// Writes to `path`, if it is not empty; `steps_done` is 0 for a new run, which begins a new file.
+  StepLog(std::filesystem::path path, Format format, std::int64_t steps_done);
+  ~StepLog();
+  StepLog(const StepLog&) = delete;
+  StepLog& operator=(const StepLog&) = delete;
+
+  void write(const StepReport& report);
+
+ private:
+  void write_line(const std::string& line);
+
+  std::filesystem::path path_;
+  Format format_;
+  int descriptor_ = -1;
+};
+
+/// Shows a run to a person: one line that is written over, or a line now and then.
+///
+///   step 120/500  24 %  [#####---------------]  loss 4.512  lr 9.1e-04  22,410 tokens/s  0:51 left  71 MB
+class ProgressDisplay {
+ public:
+  ProgressDisplay(Progress kind, std::int64_t first_step, std::int64_t total_steps, std::int64_t lines_every);
+  void step(const StepReport& report);
+  /// A line that stays, above the bar.
+  void note(const std::string& line);
+  void end();
+
+ private:
+  void clear_bar();
+
+  Progress kind_;
+  std::int64_t first_step_;
+  std::int64_t total_steps_;
+  std::int64_t lines_every_;
+  std::string bar_;
+  std::chrono::steady_clock::time_point last_drawn_{};
+  double seconds_ = 0.0;  // of a step, averaged over the latest
+};
+
+/// 4404412 → "4,404,412".
+[[nodiscard]] std::string with_commas(std::int64_t n);
+/// 74500000 → "75 MB"; powers of ten.
+[[nodiscard]] std::string format_bytes(std::int64_t bytes);
+/// 3671 s → "1:01:11".
+[[nodiscard]] std::string format_seconds(double seconds);
+
+}  // namespace gpt2

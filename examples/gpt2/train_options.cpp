@@ -1,0 +1,221 @@
+#include "examples/gpt2/train_options.h"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <map>
+
+#include "examples/gpt2/command_line.h"
+#include "kernels/error.h"
+#include "nn/model_factory.h"
+
+namespace gpt2 {
+namespace {
+
+using tessera::ConfigError;
+using tessera::dist::Config;
+using tessera::dist::ConfigFile;
+
+const std::map<std::string, tessera::DType> kDTypes{
+    {"f32", tessera::kF32}, {"bf16", tessera::kBF16}, {"f64", tessera::kF64}};
+const std::map<std::string, Progress> kProgress{{"auto", Progress::kAuto},
+                                                {"bar", Progress::kBar},
+                                                {"lines", Progress::kLines},
+                                                {"none", Progress::kNone}};
+
+// What was said on the command line; what was not may still stand in the config file.
+struct Flags {
+  std::string config;
+  std::optional<std::string> data, out, model, dtype, log, csv;
+  std::optional<std::int64_t> steps, batch, micro_batch, seq, warmup, eval_every, eval_tokens, save_every,
+      keep;
+  std::optional<double> lr, min_lr, weight_decay, clip, dropout;
+  std::optional<std::uint64_t> seed;
+  bool recompute = false;
+};
+
+void add_options(CLI::App& app, Flags& flags, TrainOptions& options) {
+  const char* const kGroupRun = "Run";
+  app.add_option("--config", flags.config, "Settings in JSON, under DeepSpeed's keys; flags win over it")
+      ->type_name("FILE")
+      ->group(kGroupRun);
+  app.add_option("--data", flags.data, "Folder that gpt2_prepare made [data]")
+      ->type_name("DIR")
+      ->group(kGroupRun);
+  app.add_option("--out", flags.out, "Folder for checkpoints and the tokenizer [run]")
+      ->type_name("DIR")
+      ->group(kGroupRun);
+  app.add_option("--steps", flags.steps, "Optimizer steps in all [1000]")->group(kGroupRun);
+  app.add_option("--seed", flags.seed, "Decides initial weights, order of samples and dropout [0]")
+      ->group(kGroupRun);
+  app.add_flag("--resume", options.resume, "Go on from the latest checkpoint in --out, if there is one")
+      ->group(kGroupRun);
+  app.add_option("--save-every", flags.save_every, "Steps between checkpoints; 0: only at the end [0]")
+      ->group(kGroupRun);
+  app.add_option("--keep", flags.keep, "Checkpoints to keep [2]")->group(kGroupRun);
+
+  const char* const kGroupModel = "Model";
+  app.add_option("--model", flags.model,
+                 "A size (gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-...) or its parts: "
+                 "layers=4,heads=4,width=128,context=256 [gpt2]")
+      ->type_name("SPEC")
+      ->group(kGroupModel);
+  app.add_option("--dropout", flags.dropout, "Probability of dropping an activation [0]")->group(kGroupModel);
+  app.add_option("--dtype", flags.dtype, "f32, bf16 (with f32 masters) or f64 [f32]")->group(kGroupModel);
+  app.add_flag("--recompute", flags.recompute,
+               "Keep block inputs only and run blocks again in backward: less memory")
+      ->group(kGroupModel);
+
+  const char* const kGroupBatch = "Batch and learning rate";
+  app.add_option("--batch", flags.batch, "Sequences per step over all ranks [8 for each rank]")
+      ->group(kGroupBatch);
+  app.add_option("--micro-batch", flags.micro_batch, "Sequences per rank and pass [at most 8]")
+      ->group(kGroupBatch);
+  app.add_option("--seq", flags.seq, "Tokens per sequence [the model's context]")->group(kGroupBatch);
+  app.add_option("--lr", flags.lr, "Largest learning rate [0.001]")->group(kGroupBatch);
+  app.add_option("--min-lr", flags.min_lr, "Where the cosine ends [a tenth of --lr]")->group(kGroupBatch);
+  app.add_option("--warmup", flags.warmup, "Steps to the largest learning rate [a twentieth of --steps]")
+      ->group(kGroupBatch);
+  app.add_option("--weight-decay", flags.weight_decay, "Of matrices and embeddings [0.1]")
+      ->group(kGroupBatch);
+  app.add_option("--clip", flags.clip, "Largest global gradient norm; 0: no clipping [1]")
+      ->group(kGroupBatch);
+
+  const char* const kGroupRanks = "Ranks";
+  app.add_option("--ranks", options.job.ranks, "Ranks as threads of this process; not under mpiexec [1]")
+      ->group(kGroupRanks);
+  app.add_option("--threads", options.job.threads, "Threads of each rank [cores / ranks]")
+      ->group(kGroupRanks);
+
+  const char* const kGroupReports = "Reports";
+  app.add_option("--eval-every", flags.eval_every, "Steps between validation losses; 0: only at the end [0]")
+      ->group(kGroupReports);
+  app.add_option("--eval-tokens", flags.eval_tokens, "Validation tokens looked at each time; 0: all [65536]")
+      ->group(kGroupReports);
+  app.add_option("--log", flags.log, "JSON lines, one object a step")
+      ->type_name("FILE")
+      ->group(kGroupReports);
+  app.add_option("--csv", flags.csv, "The same as a table")->type_name("FILE")->group(kGroupReports);
+  app.add_option("--progress", options.progress,
+                 "auto (a bar on a terminal, lines elsewhere), bar, lines or none [auto]")
+      ->transform(CLI::CheckedTransformer(kProgress).description(""))
+      ->type_name("TEXT")
+      ->group(kGroupReports);
+}
+
+template <class T, class U>
+void set_if(T& target, const std::optional<U>& value) {
+  if (value) target = *value;
+}
+
+// Keys of this program beside DeepSpeed's: the flags' names.
+void read_own_keys(ConfigFile& file, TrainOptions& options) {
+  set_if(options.data, file.text("data"));
+  set_if(options.out, file.text("out"));
+  set_if(options.model, file.text("model"));
+  set_if(options.steps, file.integer("steps"));
+  set_if(options.seq, file.integer("seq"));
+  set_if(options.warmup, file.integer("warmup"));
+  set_if(options.min_lr, file.number("min_lr"));
+  set_if(options.eval_every, file.integer("eval_every"));
+  set_if(options.eval_tokens, file.integer("eval_tokens"));
+  set_if(options.save_every, file.integer("save_every"));
+  set_if(options.keep, file.integer("keep"));
+  set_if(options.dropout, file.number("dropout"));
+  set_if(options.recompute, file.boolean("recompute"));
+  set_if(options.log, file.text("log"));
+  set_if(options.csv, file.text("csv"));
+  if (const auto seed = file.integer("seed")) options.job.seed = static_cast<std::uint64_t>(*seed);
+}
+
+void apply_flags(const Flags& flags, TrainOptions& options) {
+  set_if(options.data, flags.data);
+  set_if(options.out, flags.out);
+  set_if(options.model, flags.model);
+  set_if(options.steps, flags.steps);
+  set_if(options.seq, flags.seq);
+  set_if(options.warmup, flags.warmup);
+  set_if(options.min_lr, flags.min_lr);
+  set_if(options.eval_every, flags.eval_every);
+  set_if(options.eval_tokens, flags.eval_tokens);
+  set_if(options.save_every, flags.save_every);
+  set_if(options.keep, flags.keep);
+  set_if(options.dropout, flags.dropout);
+  set_if(options.log, flags.log);
+  set_if(options.csv, flags.csv);
+  set_if(options.job.seed, flags.seed);
+  set_if(options.config.batch.global, flags.batch);
+  set_if(options.config.batch.micro_batch, flags.micro_batch);
+  set_if(options.config.optimizer.lr, flags.lr);
+  set_if(options.config.optimizer.weight_decay, flags.weight_decay);
+  set_if(options.config.gradient_clipping, flags.clip);
+  options.recompute = options.recompute || flags.recompute;
+  if (flags.dtype) {
+    const auto dtype = kDTypes.find(*flags.dtype);
+    if (dtype == kDTypes.end())
+      throw ConfigError(fmt::format("--dtype: expected f32, bf16 or f64, got '{}'", *flags.dtype));
+    options.config.dtype = dtype->second;
+  }
+}
+
+void require(bool condition, const char* setting, const char* expected, double value) {
+  if (!condition) throw ConfigError(fmt::format("{}: expected {}, got {}", setting, expected, value));
+}
+
+void check(const TrainOptions& options) {
+  const auto number = [](std::int64_t value) { return static_cast<double>(value); };
+  require(options.steps >= 1, "steps", "at least 1", number(options.steps));
+  require(options.seq >= 0, "seq", "at least 1", number(options.seq));
+  require(options.warmup >= -1, "warmup", "a number of steps from 0", number(options.warmup));
+  require(options.eval_every >= 0, "eval_every", "a number of steps from 0", number(options.eval_every));
+  require(options.eval_tokens >= 0, "eval_tokens", "a number of tokens from 0", number(options.eval_tokens));
+  require(options.save_every >= 0, "save_every", "a number of steps from 0", number(options.save_every));
+  require(options.keep >= 1, "keep", "at least 1", number(options.keep));
+  require(options.config.optimizer.lr >= 0, "lr", "a number from 0", options.config.optimizer.lr);
+  require(options.config.optimizer.weight_decay >= 0, "weight_decay", "a number from 0",
+          options.config.optimizer.weight_decay);
+  require(options.config.gradient_clipping >= 0, "clip", "a number from 0", options.config.gradient_clipping);
+  require(!options.min_lr || *options.min_lr >= 0, "min_lr", "a number from 0", options.min_lr.value_or(0));
+  require(!options.dropout || (*options.dropout >= 0 && *options.dropout < 1), "dropout",
+          "a number in [0, 1)", options.dropout.value_or(0));
+  require(options.config.batch.global >= 0, "batch", "at least 1", number(options.config.batch.global));
+}
+
+}  // namespace
+
+tessera::optim::Schedule TrainOptions::schedule() const {
+  const double lr = config.optimizer.lr;
+  if (!config.scheduler.type.empty()) {
+    return tessera::optim::make_schedule(config.scheduler.type, config.scheduler.params,
+                                         config.scheduler.warmup_type, lr);
+  }
+  const std::int64_t warmup_steps = warmup >= 0 ? warmup : steps / 20;
+  return tessera::optim::CosineWithWarmup{.max_lr = lr,
+                                          .min_lr = min_lr.value_or(0.1 * lr),
+                                          .warmup_steps = std::min(warmup_steps, steps - 1),
+                                          .total_steps = steps};
+}
+
+TrainOptions parse_train_options(int argc, char** argv) {
+  CLI::App app(
+      "Trains a GPT-2 or a Llama-style decoder on a folder that gpt2_prepare made.\n"
+      "Alone, with --ranks N (threads), or under mpiexec -n N: the losses are the same.",
+      "gpt2_train");
+  Flags flags;
+  TrainOptions options;
+  add_options(app, flags, options);
+  parse_or_exit(app, argc, argv);
+
+  if (!flags.config.empty()) {
+    ConfigFile file = ConfigFile::load(flags.config);
+    options.config = Config::read(file);
+    read_own_keys(file, options);
+    file.refuse_unknown();
+  }
+  apply_flags(flags, options);
+  check(options);
+  if (options.dropout) options.model += fmt::format(",dropout={}", *options.dropout);
+  return options;
+}
+
+}  // namespace gpt2

@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "dist/config.h"
+#include "dist/job.h"
+#include "optim/schedule.h"
+
+namespace gpt2 {
+
+/// How progress is shown.
+enum class Progress : std::uint8_t {
+  kAuto,   ///< a bar on a terminal, lines elsewhere
+  kBar,    ///< one line that is written over
+  kLines,  ///< a line every steps_per_print steps
+  kNone,
+};
+
+/// All settings of gpt2_train: what the command line and the config file say, and the defaults.
+struct TrainOptions {
+  tessera::dist::JobOptions job;  ///< ranks, threads, seed
+  tessera::dist::Config config;   ///< batch, optimizer, scheduler, clipping, dtype: DeepSpeed's keys
+
+  std::filesystem::path data = "data";
+  std::filesystem::path out = "run";
+  std::string model = "gpt2";
+  std::optional<double> dropout;
+  std::int64_t steps = 1000;
+  std::int64_t seq = 0;              ///< tokens per sequence; 0: the model's context
+  std::int64_t warmup = -1;          ///< steps; −1: a twentieth of all
+  std::optional<double> min_lr;      ///< where the cosine ends; default: a tenth of the learning rate
+  std::int64_t eval_every = 0;       ///< 0: only at the end
+  std::int64_t eval_tokens = 65536;  ///< of the validation file that are looked at each time; 0: all
+  std::int64_t save_every = 0;       ///< 0: only at the end
+  std::int64_t keep = 2;             ///< checkpoints
+  bool recompute = false;
+  bool resume = false;
+  std::filesystem::path log;  ///< JSON lines; empty: none
+  std::filesystem::path csv;
+  Progress progress = Progress::kAuto;
+
+  /// The scheduler of the config file, or else a cosine with warm-up.
+  [[nodiscard]] tessera::optim::Schedule schedule() const;
+};
+
+/// Reads the command line and the config file that it names; flags win.
+///
+/// Prints the help and exits for --help.
+/// Errors    ConfigError for an unknown flag or key, and for a value out of range.
+[[nodiscard]] TrainOptions parse_train_options(int argc, char** argv);
+
+}  // namespace gpt2
