@@ -117,7 +117,7 @@ class Module {
   /// Parameters and saved buffers, each once: what a checkpoint holds. The handles are live: clone what must last.
   [[nodiscard]] NamedTensors state() const;
   /// Copies values in, converting dtypes. A tied parameter may stand under any of its names.
-  /// Errors   DataError that lists every missing, unexpected and misshapen name; DeviceError for a parameter on meta.
+  /// Errors   DataError that lists every missing, unexpected, doubled and misshapen name; DeviceError for one on meta.
   ///          Nothing is changed then.
   void load_state(const NamedTensors& state);
 

@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <unordered_set>
 
 #include "autograd/grad_mode.h"
 #include "kernels/error.h"
+#include "kernels/suggest.h"
 #include "nn/module_hooks.h"
 
 namespace tessera::nn {
@@ -19,6 +21,18 @@ std::string enumerate(const std::vector<std::string>& names) {
   for (std::size_t i = 0; i < shown; ++i) text += (i > 0 ? ", " : "") + names[i];
   if (names.size() > shown) text += fmt::format(" and {} more", names.size() - shown);
   return text;
+}
+
+// "hidden.bais (did you mean hidden.bias?)" if the nearest of the missing names shares half of itself with `name`, at
+// its beginning or at its end.
+std::string with_suggestion(const std::string& name, const std::vector<std::string>& missing) {
+  const std::string nearest = nearest_name(name, missing);
+  const auto prefix =
+      std::mismatch(name.begin(), name.end(), nearest.begin(), nearest.end()).first - name.begin();
+  const auto suffix =
+      std::mismatch(name.rbegin(), name.rend(), nearest.rbegin(), nearest.rend()).first - name.rbegin();
+  const bool alike = 2 * std::max(prefix, suffix) > static_cast<std::ptrdiff_t>(nearest.size());
+  return alike ? fmt::format("{} (did you mean {}?)", name, nearest) : name;
 }
 
 }  // namespace
@@ -39,8 +53,10 @@ void Module::load_state(const NamedTensors& state) {
     });
   };
   std::vector<std::pair<Tensor, Tensor>> copies;  // target, source
-  std::vector<std::string> missing, unexpected, misshapen, on_meta;
+  std::vector<std::string> missing, unexpected, twice, misshapen, on_meta;
+  std::unordered_set<std::string> seen;
   for (const auto& [name, source] : state) {
+    if (!seen.insert(name).second) twice.push_back(name);
     const auto found = find(name);
     if (found == known.end()) {
       unexpected.push_back(name);
@@ -48,8 +64,8 @@ void Module::load_state(const NamedTensors& state) {
     }
     const Tensor& target = found->entry->tensor;
     if (target.shape() != source.shape()) {
-      misshapen.push_back(fmt::format("{} (here {}, there {})", name, to_string(target.shape()),
-                                      to_string(source.shape())));
+      misshapen.push_back(
+          fmt::format("{} (here {}, there {})", name, to_string(target.shape()), to_string(source.shape())));
     } else if (target.device() == meta) {
       on_meta.push_back(name);
     }
@@ -61,16 +77,19 @@ void Module::load_state(const NamedTensors& state) {
         copies, [&named](const auto& copy) { return copy.first.is_same(named.entry->tensor); });
     if (!present) missing.push_back(named.path);
   }
-  if (!missing.empty() || !unexpected.empty() || !misshapen.empty()) {
+  if (!missing.empty() || !unexpected.empty() || !twice.empty() || !misshapen.empty()) {
+    for (std::string& name : unexpected) name = with_suggestion(name, missing);
     std::string message = fmt::format("load_state: the state does not fit {}.", type_name());
     if (!missing.empty()) message += fmt::format(" Missing: {}.", enumerate(missing));
     if (!unexpected.empty()) message += fmt::format(" Unexpected: {}.", enumerate(unexpected));
+    if (!twice.empty()) message += fmt::format(" Given twice: {}.", enumerate(twice));
     if (!misshapen.empty()) message += fmt::format(" Of another shape: {}.", enumerate(misshapen));
     throw DataError(message);
   }
   if (!on_meta.empty()) {
-    throw DeviceError(fmt::format("load_state: {} on meta, where values have no place; materialize the module first",
-                                  on_meta.size() == 1 ? on_meta[0] + " is" : enumerate(on_meta) + " are"));
+    throw DeviceError(
+        fmt::format("load_state: {} on meta, where values have no place; materialize the module first",
+                    on_meta.size() == 1 ? on_meta[0] + " is" : enumerate(on_meta) + " are"));
   }
   const NoGrad no_grad;
   for (auto& [target, source] : copies) target.copy_from(source);

@@ -1,14 +1,16 @@
 // Module::summary(): the tree of modules as a table.
 //
-//   name                 type                  shape          parameters
-//   ────────────────────────────────────────────────────────────────────
-//   Gpt2                                                          14,592
-//     wte                Embedding                                 4,096
-//       weight                                 f32 [64, 64]        4,096
-//     h.0 … h.1          2 × Gpt2Block                       2 × 49,984
-//     ...
-//   ────────────────────────────────────────────────────────────────────
-//   total ...
+//   name                 type                 shape        parameters
+//   ─────────────────────────────────────────────────────────────────
+//   Gpt2                                                          972
+//     wte                Embedding                                200
+//       weight                                f32 [50, 4]         200
+//     h.0 … h.2          3 × Gpt2Block                        3 × 244
+//       ...
+//     lm_head            Linear                                   200
+//       weight           = wte.weight         f32 [50, 4]       (200)
+//   ─────────────────────────────────────────────────────────────────
+//   972 parameters, 3.9 kB
 
 #include <fmt/format.h>
 
@@ -68,8 +70,10 @@ class SummaryTable {
     std::string line;
     for (std::size_t i = 0; i < name + type + shape + parameters + 6; ++i) line += "─";
     const auto format = [&](const Row& row) {
-      return fmt::format("{:<{}}  {:<{}}  {:<{}}  {:>{}}\n", row.name, name, row.type, type, row.shape, shape,
-                         row.parameters, parameters);
+      std::string text = fmt::format("{:<{}}  {:<{}}  {:<{}}  {:>{}}", row.name, name, row.type, type,
+                                     row.shape, shape, row.parameters, parameters);
+      text.erase(text.find_last_not_of(' ') + 1);
+      return text + "\n";
     };
     std::string text = format(head) + line + "\n";
     for (const Row& row : rows_) text += format(row);
@@ -91,22 +95,33 @@ class SummaryTable {
     return result + ")";
   }
 
-  void add(const Module& module, const std::string& name, const std::string& type, std::int64_t copies, int depth) {
+  void add(const Module& module, const std::string& name, const std::string& type, std::int64_t copies,
+           int depth) {
     const std::string indent(static_cast<std::size_t>(2 * depth), ' ');
     const std::int64_t count = module.num_parameters();
     rows_.push_back({indent + name, type, "",
-                     count == 0 ? "" : copies > 1 ? fmt::format("{} × {}", copies, with_commas(count))
-                                                  : with_commas(count)});
+                     count == 0   ? ""
+                     : copies > 1 ? fmt::format("{} × {}", copies, with_commas(count))
+                                  : with_commas(count)});
     for (const auto& entry : module.entries_) {
       const bool tied = entry.role == Module::Role::kTied;
       const bool buffer = !entry.is_parameter();
-      rows_.push_back({indent + "  " + entry.name, tied ? "= " + entry.stream : buffer ? "buffer" : "",
-                       describe(entry.tensor), buffer ? "" : with_commas(entry.tensor.num_elements())});
+      const std::string elements = with_commas(entry.tensor.num_elements());
+      // A tied parameter counts where its owner stands.
+      rows_.push_back({indent + "  " + entry.name,
+                       tied     ? "= " + entry.stream.substr(entry.stream.find(':') + 1)
+                       : buffer ? "buffer"
+                                : "",
+                       describe(entry.tensor),
+                       tied     ? "(" + elements + ")"
+                       : buffer ? ""
+                                : elements});
     }
     const auto& children = module.children_;
     for (std::size_t i = 0; i < children.size();) {
       std::size_t end = i + 1;
-      while (end < children.size() && structure(*children[end].second) == structure(*children[i].second)) ++end;
+      while (end < children.size() && structure(*children[end].second) == structure(*children[i].second))
+        ++end;
       // Two alike are quicker read than explained; the children of a line that stands for many are those of the first.
       if (end - i < 3) end = i + 1;
       const auto repeats = static_cast<std::int64_t>(end - i);
