@@ -5,12 +5,15 @@
 #include <cmath>
 
 #include "autograd/graph.h"
+#include "autograd/kernel_layouts.h"
 #include "kernels/error.h"
 #include "kernels/kernels.h"
 #include "tensor/create.h"
 
 namespace tessera {
 namespace {
+
+using detail::with_unit_stride;  // the kernels want stride 1 in K; everything else may be strided
 
 const kernels::Attention& attention_kernels(const Tensor& x) {
   return kernels::of(x.device().type).attention;
@@ -40,11 +43,6 @@ kernels::AttentionOptions kernel_options(const AttentionConfig& config, const Te
   options.key = config.key;
   options.index_base = config.first_sample * q.dim(2) * q.dim(1) * k.dim(1);
   return options;
-}
-
-// The kernels want stride 1 in K; everything else may be strided.
-Tensor with_unit_stride(const Tensor& x) {
-  return x.strides()[-1] == 1 || x.dim(-1) == 1 ? x.detach() : x.detach().contiguous();
 }
 
 struct Forward {
@@ -87,7 +85,8 @@ namespace {
 struct Unpacked {
   Tensor q, k, v;
   Unpacked(const Tensor& qkv, std::int64_t query_heads, std::int64_t key_heads) {
-    const Tensor heads = qkv.detach().reshape({qkv.dim(0), qkv.dim(1), query_heads + 2 * key_heads, -1});
+    const Tensor heads = qkv.detach().reshape(
+        {qkv.dim(0), qkv.dim(1), query_heads + 2 * key_heads, qkv.dim(2) / (query_heads + 2 * key_heads)});
     q = heads.slice(2, 0, query_heads);
     k = heads.slice(2, query_heads, query_heads + key_heads);
     v = heads.slice(2, query_heads + key_heads, query_heads + 2 * key_heads);
@@ -108,7 +107,7 @@ Tensor attention_packed(const Tensor& qkv, std::int64_t query_heads, std::int64_
   check_shapes(parts.q, parts.k, parts.v);
   const kernels::AttentionOptions options = kernel_options(config, parts.q, parts.k);
   const Forward forward(parts.q, parts.k, parts.v, options);
-  const Tensor y = forward.o.reshape({qkv.dim(0), qkv.dim(1), -1});
+  const Tensor y = forward.o.reshape({qkv.dim(0), qkv.dim(1), query_heads * parts.q.dim(3)});
   return record("attention", y, {qkv},
                 [qkv = saved(qkv), o = saved_output(forward.o), lse = forward.lse, options, query_heads,
                  key_heads](const Tensor& dy, Needs) -> Grads {

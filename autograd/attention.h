@@ -10,10 +10,10 @@ namespace tessera {
 
 struct AttentionConfig {
   bool causal = true;  ///< query t of T sees keys up to t + S − T: the queries are the last T of S positions
-  std::optional<double> scale;    ///< default 1/√K
-  double dropout = 0.0;           ///< on the probabilities
-  kernels::RandomKey key;         ///< of the dropout mask
-  std::int64_t first_sample = 0;  ///< global index of sample 0 of this batch, for the mask
+  std::optional<double> scale = std::nullopt;  ///< default 1/√K
+  double dropout = 0.0;                        ///< on the probabilities
+  kernels::RandomKey key = {};                 ///< of the dropout mask
+  std::int64_t first_sample = 0;               ///< global index of sample 0 of this batch, for the mask
 };
 
 /// softmax(q·kᵀ·scale)·v for each head, exactly, in tiles: memory grows with T, not T² (Dao et al., 2022).

@@ -2,9 +2,8 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-
 #include "autograd/graph.h"
+#include "autograd/kernel_layouts.h"
 #include "kernels/error.h"
 #include "kernels/kernels.h"
 #include "tensor/broadcast.h"
@@ -81,8 +80,7 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
     // One tall product: db is then one product too, instead of one for each batch and a sum.
     Shape y_shape = a.shape();
     y_shape[-1] = b.dim(1);
-    return matmul(a.reshape({a.num_elements() / std::max<std::int64_t>(a.dim(-1), 1), a.dim(-1)}), b)
-        .reshape(y_shape);
+    return matmul(a.reshape({detail::num_rows(a.shape()), a.dim(-1)}), b).reshape(y_shape);
   }
   // y = a·b:  da = dy·bᵀ,  db = aᵀ·dy
   return record(
@@ -111,33 +109,33 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   }
   const std::int64_t inputs = weight.dim(1);
   const std::int64_t outputs = weight.dim(0);
-  const Tensor rows = x.detach().reshape({x.num_elements() / std::max<std::int64_t>(inputs, 1), inputs});
+  const Tensor rows = x.detach().reshape({detail::num_rows(x.shape()), inputs});
   Shape y_shape = x.shape();
   y_shape[-1] = outputs;
   const Tensor y = product(rows, weight.detach().transpose(0, 1), x.dtype(), bias).reshape(y_shape);
 
   // With dy and x as rows [N, O] and [N, I]:  dx = dy·W,  dW = dyᵀ·x,  db = Σ_N dy
-  return record(
-      "linear", y, {x, weight, bias},
-      [x = saved_if(weight.requires_grad(), x), weight = saved_if(x.requires_grad(), weight),
-       x_shape = x.shape(), inputs, outputs, weight_dtype = weight_gradient_dtype(weight),
-       bias_dtype = bias.defined() ? weight_gradient_dtype(bias) : kF32](const Tensor& dy,
-                                                                         Needs needs) -> Grads {
-        const Tensor dy_rows = dy.reshape({dy.num_elements() / std::max<std::int64_t>(outputs, 1), outputs});
-        Grads grads(3);
-        if (needs[0]) grads[0] = product(dy_rows, weight.get().detach(), dy.dtype()).reshape(x_shape);
-        if (needs[1]) {
-          const Tensor x_rows = x.get().detach().reshape({dy_rows.dim(0), inputs});
-          grads[1] = product(dy_rows.transpose(0, 1), x_rows, weight_dtype);
-        }
-        if (needs[2]) {
-          grads[2] = empty({1, outputs}, {.dtype = bias_dtype, .device = dy.device()});
-          kernels::of(dy.device().type)
-              .reductions.reduce(kernels::ReduceOp::kSum, dy_rows.view(), grads[2].mutable_view());
-          grads[2] = grads[2].reshape({outputs});
-        }
-        return grads;
-      });
+  return record("linear", y, {x, weight, bias},
+                [x = saved_if(weight.requires_grad(), x), weight = saved_if(x.requires_grad(), weight),
+                 x_shape = x.shape(), inputs, outputs, weight_dtype = weight_gradient_dtype(weight),
+                 bias_dtype = bias.defined() ? weight_gradient_dtype(bias) : kF32](const Tensor& dy,
+                                                                                   Needs needs) -> Grads {
+                  const Tensor dy_rows = dy.reshape({detail::num_rows(dy.shape()), outputs});
+                  Grads grads(3);
+                  if (needs[0])
+                    grads[0] = product(dy_rows, weight.get().detach(), dy.dtype()).reshape(x_shape);
+                  if (needs[1]) {
+                    const Tensor x_rows = x.get().detach().reshape({dy_rows.dim(0), inputs});
+                    grads[1] = product(dy_rows.transpose(0, 1), x_rows, weight_dtype);
+                  }
+                  if (needs[2]) {
+                    grads[2] = empty({1, outputs}, {.dtype = bias_dtype, .device = dy.device()});
+                    kernels::of(dy.device().type)
+                        .reductions.reduce(kernels::ReduceOp::kSum, dy_rows.view(), grads[2].mutable_view());
+                    grads[2] = grads[2].reshape({outputs});
+                  }
+                  return grads;
+                });
 }
 
 }  // namespace tessera

@@ -2,10 +2,8 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <array>
-
 #include "autograd/graph.h"
+#include "autograd/kernel_layouts.h"
 #include "kernels/error.h"
 #include "kernels/kernels.h"
 #include "tensor/create.h"
@@ -13,14 +11,11 @@
 namespace tessera {
 namespace {
 
+using detail::as_rows;
+using detail::with_unit_stride;
+
 const kernels::Normalization& normalization(const Tensor& x) {
   return kernels::of(x.device().type).normalization;
-}
-
-// x as rows [N, D] for kernels that want two dimensions.
-Tensor as_rows(const Tensor& x) {
-  const std::int64_t width = x.dim(-1);
-  return x.detach().contiguous().reshape({x.num_elements() / std::max<std::int64_t>(width, 1), width});
 }
 
 Tensor row_statistic(const Tensor& rows) {
@@ -54,11 +49,11 @@ Tensor softmax_along(const char* operation, const Tensor& x, int dim, bool log) 
   dim = x.shape().normalize(dim);
   if (dim != x.dims() - 1) return softmax_along(operation, x.transpose(dim, -1), -1, log).transpose(dim, -1);
   Tensor y = empty_like(x);
-  normalization(x).softmax(x.view(), log, y.mutable_view());
+  normalization(x).softmax(with_unit_stride(x).view(), log, y.mutable_view());
   //   softmax: dx = y·(dy − Σ dy·y),   log: dx = dy − eʸ·Σ dy
   return record(operation, y, {x}, [y = saved_output(y), log](const Tensor& dy, Needs) -> Grads {
     Tensor dx = empty_like(dy);
-    normalization(dy).softmax_backward(y.get().view(), dy.view(), log, dx.mutable_view());
+    normalization(dy).softmax_backward(y.get().view(), with_unit_stride(dy).view(), log, dx.mutable_view());
     return {dx};
   });
 }
@@ -87,12 +82,13 @@ struct LayerNormGrads {
     if (need_gain) dgain = parameter_gradient(gain), dgain_view = dgain.mutable_view();
     if (need_bias) dbias = parameter_gradient(bias), dbias_view = dbias.mutable_view();
     normalization(dy).layer_norm_backward(
-        dy_rows.view(), x_rows.view(), gain.view(), mean.view(), inv_std.view(), need_x ? &dx_view : nullptr,
-        need_gain ? &dgain_view : nullptr, need_bias ? &dbias_view : nullptr);
+        dy_rows.view(), x_rows.view(), with_unit_stride(gain).view(), mean.view(), inv_std.view(),
+        need_x ? &dx_view : nullptr, need_gain ? &dgain_view : nullptr, need_bias ? &dbias_view : nullptr);
   }
 };
 
-// dgain and dbias have one dtype in the kernel; a caller without bias passes an undefined one.
+// A parameter as the kernel wants it; an undefined bias stays undefined.
+Tensor side_by_side(const Tensor& x) { return x.defined() ? with_unit_stride(x) : x; }
 kernels::ConstView view_or_null(const Tensor& x) { return x.defined() ? x.view() : kernels::ConstView(); }
 
 }  // namespace
@@ -105,8 +101,9 @@ Tensor layer_norm(const Tensor& x, const Tensor& gain, const Tensor& bias, doubl
   Tensor y = empty(rows.shape(), {.dtype = x.dtype(), .device = x.device()});
   Tensor mean = row_statistic(rows);
   Tensor inv_std = row_statistic(rows);
-  normalization(x).layer_norm(rows.view(), nullptr, nullptr, gain.view(), view_or_null(bias), epsilon,
-                              y.mutable_view(), mean.mutable_view(), inv_std.mutable_view());
+  normalization(x).layer_norm(rows.view(), nullptr, nullptr, with_unit_stride(gain).view(),
+                              view_or_null(side_by_side(bias)), epsilon, y.mutable_view(),
+                              mean.mutable_view(), inv_std.mutable_view());
   return record(
       "layer_norm", y.reshape(x.shape()), {x, gain, bias},
       [x = saved(x), gain = saved(gain), bias, mean, inv_std](const Tensor& dy, Needs needs) -> Grads {
@@ -129,10 +126,12 @@ ResidualNorm add_layer_norm(const Tensor& x, const Tensor& residual, const Tenso
   Tensor y_rows = empty_like(sum_rows);
   Tensor mean = row_statistic(rows);
   Tensor inv_std = row_statistic(rows);
-  const kernels::ConstView residual_view = as_rows(residual).view();
+  const Tensor residual_rows = as_rows(residual);
+  const kernels::ConstView residual_view = residual_rows.view();
   const kernels::View sum_view = sum_rows.mutable_view();
-  normalization(x).layer_norm(rows.view(), &residual_view, &sum_view, gain.view(), view_or_null(bias),
-                              epsilon, y_rows.mutable_view(), mean.mutable_view(), inv_std.mutable_view());
+  normalization(x).layer_norm(rows.view(), &residual_view, &sum_view, with_unit_stride(gain).view(),
+                              view_or_null(side_by_side(bias)), epsilon, y_rows.mutable_view(),
+                              mean.mutable_view(), inv_std.mutable_view());
 
   // The sum goes on along the residual stream and into the norm: d(x) = d(residual) = dsum + dx of the norm.
   Tensor outputs[] = {sum_rows.reshape(x.shape()), y_rows.reshape(x.shape())};
@@ -154,7 +153,8 @@ Tensor rms_norm(const Tensor& x, const Tensor& gain, double epsilon) {
   const Tensor rows = as_rows(x);
   Tensor y = empty(rows.shape(), {.dtype = x.dtype(), .device = x.device()});
   Tensor inv_rms = row_statistic(rows);
-  normalization(x).rms_norm(rows.view(), gain.view(), epsilon, y.mutable_view(), inv_rms.mutable_view());
+  normalization(x).rms_norm(rows.view(), with_unit_stride(gain).view(), epsilon, y.mutable_view(),
+                            inv_rms.mutable_view());
 
   // With g = dy·gain and n = x·inv_rms:  dx = inv_rms·(g − n·mean(g·n)),  dgain = Σ dy·n
   return record("rms_norm", y.reshape(x.shape()), {x, gain},
@@ -168,8 +168,8 @@ Tensor rms_norm(const Tensor& x, const Tensor& gain, double epsilon) {
                   }
                   if (needs[1]) dgain = parameter_gradient(gain.get()), dgain_view = dgain.mutable_view();
                   normalization(dy).rms_norm_backward(
-                      dy_rows.view(), as_rows(x.get()).view(), gain.get().view(), inv_rms.view(),
-                      needs[0] ? &dx_view : nullptr, needs[1] ? &dgain_view : nullptr);
+                      dy_rows.view(), as_rows(x.get()).view(), with_unit_stride(gain.get()).view(),
+                      inv_rms.view(), needs[0] ? &dx_view : nullptr, needs[1] ? &dgain_view : nullptr);
                   return {dx, dgain};
                 });
 }
@@ -199,12 +199,14 @@ Tensor rotary(const Tensor& x, const Tensor& cosine, const Tensor& sine) {
                     name(accumulation_dtype(x.dtype())), describe(x), describe(cosine), describe(sine)));
   }
   Tensor y = empty_like(x);
-  normalization(x).rotary(x.view(), cosine.view(), sine.view(), /*inverse=*/false, y.mutable_view());
+  normalization(x).rotary(with_unit_stride(x).view(), with_unit_stride(cosine).view(),
+                          with_unit_stride(sine).view(), /*inverse=*/false, y.mutable_view());
   // A rotation's adjoint is the rotation back.
   return record("rotary", y, {x},
                 [cosine = saved(cosine), sine = saved(sine)](const Tensor& dy, Needs) -> Grads {
                   Tensor dx = empty_like(dy);
-                  normalization(dy).rotary(dy.view(), cosine.get().view(), sine.get().view(),
+                  normalization(dy).rotary(with_unit_stride(dy).view(), with_unit_stride(cosine.get()).view(),
+                                           with_unit_stride(sine.get()).view(),
                                            /*inverse=*/true, dx.mutable_view());
                   return {dx};
                 });
