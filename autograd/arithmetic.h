@@ -4,8 +4,9 @@
 
 // Arithmetic, element by element. Shapes broadcast by the usual rules (tensor/broadcast.h), dtypes promote (a
 // float wins over an integer, the wider wins); a number takes the tensor's dtype. All of these are
-// differentiable but for the comparisons. Errors   ShapeError if the shapes do not broadcast; DeviceError if
-// the devices differ.
+// differentiable but for the comparisons.
+//
+// Errors    ShapeError if the shapes do not broadcast; DeviceError if the devices differ.
 
 namespace tessera {
 

@@ -7,8 +7,7 @@
 
 namespace tessera {
 
-// --- Saved values
-// ---------------------------------------------------------------------------------------------------
+// --- Saved values ------------------------------------------------------------------------------------------
 
 Saved::Saved(Tensor value) : value_(std::move(value)), version_(value_.storage().version()) {}
 
@@ -27,8 +26,7 @@ Saved saved(const Tensor& input) { return Saved(input); }
 Saved saved_if(bool condition, const Tensor& input) { return condition ? Saved(input) : Saved(); }
 Saved saved_output(const Tensor& output) { return Saved(output.detach()); }
 
-// --- Recording
-// ------------------------------------------------------------------------------------------------------
+// --- Recording ---------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -106,8 +104,7 @@ Node::~Node() {
   }
 }
 
-// --- Hooks
-// ----------------------------------------------------------------------------------------------------------
+// --- Hooks -------------------------------------------------------------------------------------------------
 
 void register_hook(const Tensor& x, GradHook hook) {
   GradInfo* info = x.requires_grad() ? grad_info(x) : nullptr;

@@ -54,7 +54,7 @@ class Saved {
   Saved() = default;
   explicit Saved(Tensor value);
   /// Errors   AutogradError if the value was changed in place since it was saved; StorageError if it is
-  /// dropped and used.
+  ///          dropped and used.
   [[nodiscard]] const Tensor& get() const;
   [[nodiscard]] bool defined() const noexcept { return value_.defined(); }
 
@@ -141,8 +141,8 @@ struct Node {
   };
 
   const char* operation = "";
-  std::uint64_t sequence =
-      0;  ///< order of recording on this rank: a node's inputs always have smaller numbers
+  /// Order of recording on this rank: a node's inputs always have smaller numbers.
+  std::uint64_t sequence = 0;
   std::vector<std::shared_ptr<GradInfo>> inputs;  ///< null where no gradient goes
   std::vector<Output> outputs;
   BackwardMany backward;  ///< empty once freed

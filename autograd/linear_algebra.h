@@ -16,8 +16,7 @@ namespace tessera {
 ///
 /// Shapes    x [..., I], weight [O, I], bias [O] or undefined → [..., O]
 /// Gradient  dx = dy·weight, dweight = dyᵀ·x and dbias = Σ dy; the last two in f32 for 16-bit weights, so
-/// that
-///           accumulation over micro-batches loses nothing.
+///           that accumulation over micro-batches loses nothing.
 [[nodiscard]] Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias = {});
 
 }  // namespace tessera

@@ -99,8 +99,8 @@ Tensor kl_div_loss(const Tensor& log_prediction, const Tensor& target, Reduction
   return reduced(target * (log(safe) - log_prediction), reduction);
 }
 
-// −t·log σ(x) − (1 − t)·log(1 − σ(x)), with −log σ(x) = softplus(−x). The shorter softplus(x) − t·x would lose
-// all digits where x is large and t = 1: σ(20) differs from 1 by 2e-9.
+// −t·log σ(x) − (1 − t)·log(1 − σ(x)), with −log σ(x) = softplus(−x). The shorter softplus(x) − t·x would
+// lose all digits where x is large and t = 1: σ(20) differs from 1 by 2e-9.
 Tensor bce_with_logits_loss(const Tensor& logits, const Tensor& target, Reduction reduction) {
   check_same_shape("bce_with_logits_loss", logits, target);
   return reduced(target * softplus(-logits) + (1.0 - target) * softplus(logits), reduction);

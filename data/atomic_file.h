@@ -16,8 +16,8 @@ namespace tessera::data {
 /// it was. For one thread at a time.
 ///
 /// Errors    DataError where the user can help it (no such folder, no permission, a folder of that name);
-/// FileError where
-///           the machine failed (disk full, I/O error). Both name the path and the system's reason.
+///           FileError where the machine failed (disk full, I/O error). Both name the path and the system's
+///           reason.
 /// Example
 ///     data::AtomicFile file("run/notes.txt");
 ///     file.write(std::string_view("all or nothing\n"));

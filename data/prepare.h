@@ -54,9 +54,8 @@ struct PrepareResult {
 /// The text is read in parts: memory does not grow with it. The three files appear at the end, together.
 ///
 /// Errors    DataError: the text is missing, empty, unreadable, not a file, or too short for two tokens in
-/// each part;
-///           the folder can't be written to. ConfigError: impossible options. FileError: disk full.
-///           Whatever was in `out` before is then still there.
+///           each part; the folder can't be written to. ConfigError: impossible options. FileError: disk
+///           full. Whatever was in `out` before is then still there.
 /// Example
 ///     auto result = data::prepare({.text = "corpus.txt", .out = "run/", .vocab_size = 2048});
 ///     auto tokens = data::TokenFile::open("run/train.tokens");

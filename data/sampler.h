@@ -61,10 +61,10 @@ struct BatchPlan {
 ///
 /// Shapes    inputs [count, T], targets [count, T], row-major.
 /// Errors    DataError, if the file is shorter than T + 1 tokens; IndexError, if the sequences are not all in
-/// the batch;
-///           ShapeError, if a span has another size.
+///           the batch; ShapeError, if a span has another size.
 /// Threads   Safe from any number of threads.
 /// Example   Rank r of R, per-rank batch b = global_batch / R:
+///
 ///     data::fill_batch(tokens, plan, step, r * b, b, inputs, targets);
 void fill_batch(const TokenFile& file, const BatchPlan& plan, std::int64_t step, std::int64_t first_index,
                 std::int64_t count, std::span<std::int64_t> inputs, std::span<std::int64_t> targets);
@@ -96,8 +96,8 @@ class EvaluationWindows {
   [[nodiscard]] std::int64_t length(std::int64_t i) const noexcept;
 
   /// Reads windows first ... first + count − 1 and returns their lengths. Behind a window's end inputs are 0;
-  /// there, and where an earlier window counts the target, targets are kIgnoredTarget; rows behind the last window are all padding, so ranks may all run the
-  /// same number of batches.
+  /// there, and where an earlier window counts the target, targets are kIgnoredTarget; rows behind the last
+  /// window are all padding, so ranks may all run the same number of batches.
   ///
   /// Shapes    inputs [count, T], targets [count, T] → lengths [count].
   /// Errors    ShapeError, if a span has another size; DataError, if the file is not of num_tokens.

@@ -37,8 +37,7 @@ struct TokenFileInfo {
 ///
 /// Threads   Reading is safe from any number of threads.
 /// Note      The file must not be cut short while it is open (no map survives that). TokenFileWriter never
-/// does so: it
-///           replaces the file, and who has the old one open keeps it.
+///           does so: it replaces the file, and who has the old one open keeps it.
 /// Example
 ///     auto tokens = data::TokenFile::open("run/train.tokens");
 ///     tokens.require_vocabulary(tokenizer.vocab_size(), tokenizer.vocabulary_hash());
@@ -47,8 +46,7 @@ struct TokenFileInfo {
 class TokenFile {
  public:
   /// Errors    DataError with path and reason: missing, empty, not a token file, cut short (with both sizes),
-  /// made by a
-  ///           newer version, damaged header.
+  ///           made by a newer version, damaged header.
   [[nodiscard]] static TokenFile open(const std::filesystem::path& path);
 
   TokenFile(TokenFile&& other) noexcept;
@@ -66,7 +64,7 @@ class TokenFile {
 
   /// Copies tokens offset ... offset + out.size() - 1 into `out`.
   /// Errors    IndexError, if they are not all in the file; DataError, if one is not in the vocabulary
-  /// (damaged file).
+  ///           (damaged file).
   void read(std::int64_t offset, std::span<std::int64_t> out) const;
 
   /// Throws DataError unless the ids were made with this vocabulary.

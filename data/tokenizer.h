@@ -75,25 +75,24 @@ class Tokenizer {
   /// one with the lower ids wins.
   ///
   /// Errors    ConfigError if vocab_size is below 256 (257 with end_of_text) or above 2^24.
-  /// Cost      0.1 s for 4 MB of English and 8,192 tokens on one core; memory follows the number of
-  /// different words,
-  ///           of which the most frequent 16 MB are used.
+  /// Cost      0.1 s for 4 MB of English and 8,192 tokens on one core; memory follows the number of different
+  ///           words, of which the most frequent 16 MB are used.
   [[nodiscard]] static Tokenizer train(std::string_view text, std::int64_t vocab_size,
                                        const TrainOptions& options = {});
 
   /// Wraps a vocabulary that was made elsewhere.
   /// Errors    DataError that says what is wrong with it: a byte without token, a token twice, a merge of
-  /// unknown ids.
+  ///           unknown ids.
   explicit Tokenizer(Vocabulary vocabulary);
 
   /// Reads `path`/tokenizer.json, or `path` itself if it is a file.
   /// Errors    DataError with the file and the reason: missing, not JSON, another format, a newer version,
-  /// damaged.
+  ///           damaged.
   [[nodiscard]] static Tokenizer load(const std::filesystem::path& path);
 
   /// Writes `folder`/tokenizer.json, making the folder if need be. The format is described in docs/data.md.
-  /// The file appears whole or not at all. Errors    DataError if the folder cannot be written to, FileError
-  /// if the disk is full.
+  /// The file appears whole or not at all.
+  /// Errors    DataError if the folder cannot be written to, FileError if the disk is full.
   void save(const std::filesystem::path& folder) const;
 
   Tokenizer(const Tokenizer& other);
@@ -106,7 +105,8 @@ class Tokenizer {
   [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text) const;
 
   /// The bytes that `ids` stand for. They need not be UTF-8 (ids may end inside a character); StreamDecoder
-  /// gives whole characters. Errors    IndexError naming id, position and vocabulary, if an id is unknown.
+  /// gives whole characters.
+  /// Errors    IndexError naming id, position and vocabulary, if an id is unknown.
   [[nodiscard]] std::string decode(std::span<const std::int32_t> ids) const;
 
   /// The bytes of one id; valid as long as this tokenizer.

@@ -25,16 +25,18 @@ struct Checkpoint {
 /// beyond `keep` are removed afterwards.
 ///
 /// Calling   One rank writes; the others must not use the run folder meanwhile.
-/// Errors    DataError if the folder cannot be written to; FileError if the disk is full: what was there
-/// before stays.
+/// Errors    DataError if the folder cannot be written to; FileError if the disk is full: what was there before
+///           stays.
 void save_checkpoint(const std::filesystem::path& run_folder, const Checkpoint& checkpoint, int keep = 2);
 
 /// True if `folder` holds a checkpoint that load_checkpoint would try to read.
 [[nodiscard]] bool has_checkpoint(const std::filesystem::path& folder);
 
 /// Reads the latest checkpoint of a run folder, or the checkpoint folder itself. `with_optimizer` false skips
-/// the optimizer's part: for generation and evaluation. Errors    DataError: nothing there, a file missing,
-/// cut short or damaged (a hash does not match), a newer format.
+/// the optimizer's part: for generation and evaluation.
+///
+/// Errors    DataError: nothing there, a file missing, cut short or damaged (a hash does not match), a newer
+///           format.
 [[nodiscard]] Checkpoint load_checkpoint(const std::filesystem::path& folder, bool with_optimizer = true);
 
 }  // namespace tessera::dist

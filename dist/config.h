@@ -17,8 +17,9 @@ struct BatchSizes {
 };
 
 /// Fills in what is 0. Any two decide the third; of the batch alone, the largest micro-batch up to
-/// `largest_micro_batch`; of nothing, one sequence for each rank. Errors    ConfigError that shows the
-/// equation with the numbers, and the nearest batch that would work.
+/// `largest_micro_batch`; of nothing, one sequence for each rank.
+///
+/// Errors    ConfigError that shows the equation with the numbers, and the nearest batch that would work.
 [[nodiscard]] BatchSizes resolve_batch_sizes(const BatchSizes& given, std::int64_t ranks,
                                              std::int64_t largest_micro_batch = 8);
 
@@ -26,16 +27,17 @@ struct BatchSizes {
 ///
 ///     { "train_batch_size": 32, "train_micro_batch_size_per_gpu": 4, "gradient_clipping": 1.0,
 ///       "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "betas": [0.9, 0.95], "weight_decay": 0.1}},
-///       "scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": 1000, "warmup_num_steps":
-///       50}}, "bf16": {"enabled": true} }
+///       "scheduler": {"type": "WarmupCosineLR",
+///                     "params": {"total_num_steps": 1000, "warmup_num_steps": 50}},
+///       "bf16": {"enabled": true} }
 struct Config {
   BatchSizes batch;
   double gradient_clipping = 1.0;  ///< largest global gradient norm; 0 switches it off
   std::int64_t steps_per_print = 10;
 
   struct Optimizer {
-    std::string type =
-        "AdamW";  ///< AdamW, Adam (means AdamW, as in DeepSpeed, unless adam_w_mode is false), SGD
+    /// AdamW, Adam (means AdamW, as in DeepSpeed, unless adam_w_mode is false), SGD
+    std::string type = "AdamW";
     double lr = 1e-3, beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0.1;
     double momentum = 0.0;
     bool nesterov = false;
@@ -43,8 +45,8 @@ struct Config {
   } optimizer;
 
   struct Scheduler {
-    std::string type;  ///< empty: the program's default. LRRangeTest, OneCycle, WarmupLR, WarmupDecayLR,
-                       ///< WarmupCosineLR
+    /// LRRangeTest, OneCycle, WarmupLR, WarmupDecayLR, WarmupCosineLR; empty: the program's default
+    std::string type;
     std::map<std::string, double> params;
     std::string warmup_type = "log";  ///< of WarmupLR and WarmupDecayLR: "log" or "linear"
   } scheduler;

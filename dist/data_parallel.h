@@ -28,24 +28,21 @@ struct DataParallelOptions {
 ///       parallel.reduce_in_next_backward(micro == accumulation - 1);   // earlier passes only accumulate
 ///       (loss_sum(micro) / global_token_count).backward();
 ///     }
-///     parallel.wait();                                                 // grad() is now the sum over all
-///     ranks optimizer.step(); optimizer.zero_grad();
+///     parallel.wait();                                                 // grad() is now the sum over all ranks
+///     optimizer.step();
+///     optimizer.zero_grad();
 ///
 /// Values    A sum, never a mean: the loss is divided by the *global* count of what it is a mean of, so that
-/// ranks with
-///           fewer valid tokens weigh less, and 16-bit averages never occur.
-/// Initial   values are equal on every rank by construction (random numbers are functions of the seed, the
-/// parameter's name
-///           and the index): nothing is broadcast.
+///           ranks with fewer valid tokens weigh less, and 16-bit averages never occur.
+/// Start     Initial values are equal on every rank by construction (random numbers are functions of the seed,
+///           the parameter's name and the index): nothing is broadcast.
 /// Cost      2(R−1)/R · bytes of all gradients sent by each rank and step, whatever the accumulation.
 /// Errors    CommError as any collective. Gradients must not be replaced by set_grad or dropped meanwhile; an
-/// optimizer's
-///           zero_grad zeroes them in place.
+///           optimizer's zero_grad zeroes them in place.
 /// Threads   Of its rank.
 class DataParallel {
  public:
-  /// `parameters` in the model's order, each once; `group` outlives this. With one rank nothing is changed at
-  /// all.
+  /// `parameters` in the model's order, each once; `group` outlives this. With one rank nothing is changed.
   DataParallel(const std::vector<std::pair<std::string, Tensor>>& parameters, Communicator& group,
                const DataParallelOptions& options = {});
   ~DataParallel();

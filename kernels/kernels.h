@@ -5,14 +5,11 @@
 //
 // Rules that hold for every kernel:
 //  - Shapes and dtypes have been checked by the caller; a kernel asserts, it does not diagnose. What only the
-//  data
-//    can tell (a token id out of range) is thrown as IndexError.
+//    data can tell (a token id out of range) is thrown as IndexError.
 //  - Outputs are allocated by the caller. An output may be the same view as an input of equal dtype where it
-//  says
-//    "in place"; otherwise outputs overlap nothing.
+//    says "in place"; otherwise outputs overlap nothing.
 //  - 16-bit floats are converted to f32, computed, and rounded once. f64 is computed in f64 throughout. Sums,
-//  norms,
-//    softmax and losses accumulate in `accumulation_dtype`.
+//    norms, softmax and losses accumulate in `accumulation_dtype`.
 //  - Any strides are accepted unless it says "contiguous". Empty tensors are legal everywhere.
 //  - Results do not depend on the number of threads, except where a docstring says so.
 //
@@ -247,11 +244,11 @@ class Random {
 
 struct AdamOptions {
   double lr = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0.0;
-  bool decoupled =
-      true;  ///< AdamW (Loshchilov & Hutter, 2019); false: L2 added to the gradient (Kingma & Ba, 2015)
+  /// AdamW (Loshchilov & Hutter, 2019); false: L2 added to the gradient (Kingma & Ba, 2015).
+  bool decoupled = true;
   std::int64_t step = 1;  ///< 1 for the first update: bias correction 1 − β^step
-  double grad_scale =
-      1.0;  ///< gradients are multiplied by this first: clipping and loss unscaling cost no extra pass
+  /// Gradients are multiplied by this first: clipping and loss unscaling cost no extra pass.
+  double grad_scale = 1.0;
 };
 
 struct SgdOptions {

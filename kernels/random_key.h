@@ -74,8 +74,8 @@ TESSERA_INLINE std::uint64_t random_key_bits(const RandomKey& key) {
   return mixed ^ (mixed >> 31);
 }
 
-/// The four words that belong to global indices 4·block .. 4·block + 3 of the stream `key`. The step is the high half
-/// of the counter.
+/// The four words that belong to global indices 4·block .. 4·block + 3 of the stream `key`. The step is the
+/// high half of the counter.
 TESSERA_INLINE Philox4 random_block(const RandomKey& key, std::uint64_t block) {
   const std::uint64_t bits = random_key_bits(key);
   return philox(static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(block >> 32),

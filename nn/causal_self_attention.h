@@ -19,9 +19,10 @@ struct CausalSelfAttentionConfig {
 /// GPT-2's attention: one projection to queries, keys and values, causal attention, one projection back.
 ///
 /// Shapes    x [B, T, width] → the same
-/// Modules   c_attn [3·width, width] (rows: all queries, all keys, all values), c_proj [width, width], resid_dropout
-/// Cut       The number of heads at work follows from the width of what c_attn gives, so a rank that holds the rows of
-///           some heads runs the same code.
+/// Modules   c_attn [3·width, width] (rows: all queries, all keys, all values), c_proj [width, width],
+///           resid_dropout
+/// Cut       The number of heads at work follows from the width of what c_attn gives, so a rank that holds
+///           the rows of some heads runs the same code.
 /// Errors    ConfigError if heads does not divide width.
 class CausalSelfAttention final : public Module {
  public:

@@ -4,12 +4,12 @@
 
 namespace tessera::nn {
 
-/// Zeroes each element with probability p and scales the rest by 1/(1 − p), in training mode only (Srivastava et al.,
-/// 2014).
+/// Zeroes each element with probability p and scales the rest by 1/(1 − p), in training mode only (Srivastava
+/// et al., 2014).
 ///
-/// The mask is a function of (seed, this module's name, RankContext::step, global index): x's first dimension is the
-/// sample, and sample 0 of x is number RankContext::sample_offset of the step's batch. So the mask of a sample is the
-/// same however the batch is cut into micro-batches and ranks, and when a pass is run again.
+/// The mask is a function of (seed, this module's name, RankContext::step, global index): x's first dimension
+/// is the sample, and sample 0 of x is number RankContext::sample_offset of the step's batch. So the mask of
+/// a sample is the same however the batch is cut into micro-batches and ranks, and when a pass is run again.
 /// Errors    ConfigError if p lies outside [0, 1].
 class Dropout final : public UnaryModule {
  public:

@@ -16,17 +16,20 @@ struct GenerateOptions {
   std::int64_t top_k = 0;                ///< only the k likeliest tokens can come; 0: all
   std::uint64_t seed = 0;                ///< of the draws; token i is a function of (seed, i, probabilities)
   std::optional<std::int64_t> stop_token = std::nullopt;  ///< ends the text; is not part of it
-  bool use_cache = true;                 ///< keep keys and values; without, each token costs a pass over all before it
-  std::function<bool(std::int64_t token)> on_token = nullptr;  ///< called for each token as it comes; false: stop
+  bool use_cache = true;  ///< keep keys and values; without, each token costs a pass over all before it
+  /// Called for each token as it comes; false: stop.
+  std::function<bool(std::int64_t token)> on_token = nullptr;
 };
 
-/// Continues `prompt` token by token; returns the new tokens. Runs in evaluation mode and without gradients; the model's
-/// mode is put back.
+/// Continues `prompt` token by token; returns the new tokens. Runs in evaluation mode and without gradients;
+/// the model's mode is put back.
 ///
 /// Beyond the context the window slides: the later half of the tokens is read again as a new beginning.
-/// Errors   ConfigError for an empty prompt, a negative temperature or top_k; IndexError for an id outside of the
-///          vocabulary; NonFiniteError if the model gives a logit that is NaN.
-/// Example  generate(model, tokenizer.encode("In the beginning"), {.tokens = 50, .temperature = 0.8, .top_k = 40});
+/// Errors   ConfigError for an empty prompt, a negative temperature or top_k; IndexError for an id outside of
+///          the vocabulary; NonFiniteError if the model gives a logit that is NaN.
+/// Example  const auto ids = tokenizer.encode("In the beginning");
+///          const std::vector<std::int64_t> prompt(ids.begin(), ids.end());
+///          generate(model, prompt, {.tokens = 50, .temperature = 0.8, .top_k = 40});
 std::vector<std::int64_t> generate(LanguageModel& model, std::span<const std::int64_t> prompt,
                                    const GenerateOptions& options = {});
 

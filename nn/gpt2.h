@@ -41,11 +41,11 @@ class Gpt2Block final : public Block {
   Mlp& mlp_;
 };
 
-/// GPT-2. Names are those of the usual checkpoints (wte, wpe, h.N.ln_1, h.N.attn.c_attn, ...); there, weights of linear
-/// layers are stored [inputs, outputs], here [outputs, inputs].
+/// GPT-2. Names are those of the usual checkpoints (wte, wpe, h.N.ln_1, h.N.attn.c_attn, ...); there, weights
+/// of linear layers are stored [inputs, outputs], here [outputs, inputs].
 ///
-/// Start     Weights normal with deviation 0.02, those that write to the residual stream (c_proj) 0.02/√(2·layers), so
-///           that its variance does not grow with depth; biases 0, gains 1.
+/// Start     Weights normal with deviation 0.02, those that write to the residual stream (c_proj)
+///           0.02/√(2·layers), so that its variance does not grow with depth; biases 0, gains 1.
 /// Tied      The output layer `lm_head` has the weight of the token embedding `wte`.
 /// Errors    ConfigError for sizes that are impossible together.
 class Gpt2 final : public LanguageModel {

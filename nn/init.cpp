@@ -32,7 +32,8 @@ void Init::fill(Tensor& x, std::string_view stream, const kernels::GlobalIndex& 
     x.copy_from(values);
     return;
   }
-  // Step 0 whatever the rank's step: a module built or materialised in the middle of a run is the same module.
+  // Step 0 whatever the rank's step: a module built or materialised in the middle of a run is the same
+  // module.
   const kernels::RandomKey key{RankContext::current().seed, kernels::stream_id(stream), 0};
   const kernels::Random& random = kernels::of(x.device().type).random;
   if (kind_ == Kind::kNormal) {

@@ -8,8 +8,8 @@
 
 namespace tessera::nn {
 
-/// The values that a parameter begins with: a rule, so that a model can be built without memory and each element be
-/// computed later, by whichever rank holds it.
+/// The values that a parameter begins with: a rule, so that a model can be built without memory and each
+/// element be computed later, by whichever rank holds it.
 ///
 /// Example   add_parameter("weight", {out, in}, Init::kaiming_uniform(in));
 class Init {
@@ -20,14 +20,14 @@ class Init {
   [[nodiscard]] static Init normal(double stddev, double mean = 0.0) { return {Kind::kNormal, mean, stddev}; }
   /// Uniform in [low, high).
   [[nodiscard]] static Init uniform(double low, double high) { return {Kind::kUniform, low, high}; }
-  /// Uniform in ±1/√fan_in: what PyTorch gives a linear layer with `fan_in` inputs, weight and bias (He et al., 2015,
-  /// with a gain of 1/√3). ConfigError if fan_in < 1.
+  /// Uniform in ±1/√fan_in: what PyTorch gives a linear layer with `fan_in` inputs, weight and bias (He et
+  /// al., 2015, with a gain of 1/√3). ConfigError if fan_in < 1.
   [[nodiscard]] static Init kaiming_uniform(std::int64_t fan_in);
 
-  /// Writes the initial values of (a part of) a parameter into x. Element i of the parameter is a function of (seed of
-  /// the rank, stream, i) alone: `index` says where x's elements lie in the whole parameter. Values are computed in f32
-  /// and then converted, so that a model built in f32 and converted equals one made in its dtype at once. On meta
-  /// nothing is written.
+  /// Writes the initial values of (a part of) a parameter into x. Element i of the parameter is a function of
+  /// (seed of the rank, stream, i) alone: `index` says where x's elements lie in the whole parameter. Values
+  /// are computed in f32 and then converted, so that a model built in f32 and converted equals one made in
+  /// its dtype at once. On meta nothing is written.
   void fill(Tensor& x, std::string_view stream, const kernels::GlobalIndex& index) const;
   /// The same for a whole parameter.
   void fill(Tensor& x, std::string_view stream) const;

@@ -17,10 +17,10 @@ class LayerCache {
     Tensor keys, values;  ///< [B, S, G, K], views
   };
 
-  /// Adds k, v [B, T, G, K] behind what is there; returns everything. The first call fixes B, G, K and the dtype, and
-  /// allocates for `capacity` positions.
-  /// Errors   ShapeError for another shape, or more positions than fit; AutogradError if gradients would be recorded:
-  ///          a cache belongs under NoGrad.
+  /// Adds k, v [B, T, G, K] behind what is there; returns everything. The first call fixes B, G, K and the
+  /// dtype, and allocates for `capacity` positions.
+  /// Errors   ShapeError for another shape, or more positions than fit; AutogradError if gradients would be
+  ///          recorded: a cache belongs under NoGrad.
   KeysValues append(const Tensor& k, const Tensor& v);
   [[nodiscard]] std::int64_t length() const noexcept { return length_; }
   /// Forgets all positions but keeps the memory.
@@ -32,8 +32,8 @@ class LayerCache {
   Tensor keys_, values_;  // [B, capacity, G, K]
 };
 
-/// The caches of all layers of a model: with them a new token costs O(T) instead of O(T²). LanguageModel::logits takes
-/// one and is then given new tokens only.
+/// The caches of all layers of a model: with them a new token costs O(T) instead of O(T²).
+/// LanguageModel::logits takes one and is then given new tokens only.
 ///
 /// Example   NoGrad no_grad;
 ///           KvCache cache = model.make_cache();

@@ -17,8 +17,8 @@ class Block : public Module {
   }
 };
 
-/// What all decoders have in common: ids → embed → blocks → head → logits. The parts can be run one by one, so that a
-/// pipeline stage can hold a few blocks.
+/// What all decoders have in common: ids → embed → blocks → head → logits. The parts can be run one by one,
+/// so that a pipeline stage can hold a few blocks.
 ///
 /// Letters   B batch, T time, V vocabulary
 /// Example   auto model = make_language_model("gpt2", 50257);          // nn/model_factory.h
@@ -33,13 +33,13 @@ class LanguageModel : public Module {
   [[nodiscard]] virtual std::string description() const = 0;
 
   /// ids [B, T] in i64 → [B, T, V]. With a cache, ids follow the tokens in it.
-  /// Errors   ShapeError if ids has another shape or the sequence is longer than the context; IndexError for an id
-  ///          outside of the vocabulary.
+  /// Errors   ShapeError if ids has another shape or the sequence is longer than the context; IndexError for
+  ///          an id outside of the vocabulary.
   [[nodiscard]] Tensor logits(const Tensor& ids, KvCache* cache = nullptr);
   /// Logits of the token after the last: ids [B, T] → [B, V]; the head sees one position only.
   [[nodiscard]] Tensor next_logits(const Tensor& ids, KvCache* cache = nullptr);
-  /// Cross-entropy of targets [B, T] (i64; −100 counts for nothing), a scalar or [B, T] without reduction. Nothing holds
-  /// the logits but the graph: the backward pass writes their gradient over them.
+  /// Cross-entropy of targets [B, T] (i64; −100 counts for nothing), a scalar or [B, T] without reduction.
+  /// Nothing holds the logits but the graph: the backward pass writes their gradient over them.
   [[nodiscard]] Tensor loss(const Tensor& ids, const Tensor& targets, Reduction reduction = Reduction::kMean);
 
   // --- The parts
@@ -51,8 +51,8 @@ class LanguageModel : public Module {
   [[nodiscard]] virtual Tensor head(const Tensor& x) = 0;
   [[nodiscard]] const std::vector<Block*>& blocks() const noexcept { return blocks_; }
 
-  /// Keeps only the input of each block for the backward pass and runs the block again there (Chen et al., 2016): the
-  /// gradients are the same bits, at about a third more time.
+  /// Keeps only the input of each block for the backward pass and runs the block again there (Chen et al.,
+  /// 2016): the gradients are the same bits, at about a third more time.
   void set_recompute(bool on) noexcept { recompute_ = on; }
   [[nodiscard]] bool recompute() const noexcept { return recompute_; }
 

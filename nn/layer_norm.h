@@ -18,8 +18,8 @@ class LayerNorm final : public UnaryModule {
   explicit LayerNorm(std::int64_t width, const LayerNormOptions& options = {});
   Tensor forward(const Tensor& x) override;
 
-  /// x + residual and its norm in one pass over memory: what stands between the two halves of a transformer block.
-  /// Hooks see x and the residual go in, sum and norm come out.
+  /// x + residual and its norm in one pass over memory: what stands between the two halves of a transformer
+  /// block. Hooks see x and the residual go in, sum and norm come out.
   ResidualNorm add(const Tensor& x, const Tensor& residual);
 
  private:

@@ -7,7 +7,8 @@
 
 namespace tessera::nn {
 
-/// Sizes of a Llama-style decoder (Touvron et al., "Llama 2", 2023; Grattafiori et al., "The Llama 3 herd", 2024).
+/// Sizes of a Llama-style decoder (Touvron et al., "Llama 2", 2023; Grattafiori et al., "The Llama 3 herd",
+/// 2024).
 struct LlamaConfig {
   std::int64_t vocab = 32000;
   std::int64_t context = 4096;
@@ -21,7 +22,8 @@ struct LlamaConfig {
   bool tied = false;  ///< output layer and embedding are one
   double dropout = 0.0;  ///< on attention's probabilities
 
-  /// A size that trains on a laptop: the one of karpathy/llama2.c's stories15M, 15,191,712 parameters at 32,000 tokens.
+  /// A size that trains on a laptop: the one of karpathy/llama2.c's stories15M, 15,191,712 parameters at
+  /// 32,000 tokens.
   [[nodiscard]] static LlamaConfig llama_15m();
   /// The size of Llama 3.2 1B without its scaling of rotary frequencies: 1,235,814,400 parameters.
   [[nodiscard]] static LlamaConfig llama_1b();
@@ -30,8 +32,8 @@ struct LlamaConfig {
   /// Llama 3 8B: 8,030,261,248 parameters.
   [[nodiscard]] static LlamaConfig llama_8b();
 
-  /// What a Llama takes for `hidden` when nobody says: 8/3·width, rounded up to a multiple of `multiple`, so that the
-  /// three matrices of SwiGLU hold as many weights as the two of width 4·width.
+  /// What a Llama takes for `hidden` when nobody says: 8/3·width, rounded up to a multiple of `multiple`, so
+  /// that the three matrices of SwiGLU hold as many weights as the two of width 4·width.
   [[nodiscard]] static std::int64_t default_hidden(std::int64_t width, std::int64_t multiple = 32);
 };
 
@@ -48,8 +50,9 @@ class LlamaBlock final : public Block {
   SwiGlu& mlp_;
 };
 
-/// A Llama-style decoder: RMSNorm, rotary positions, SwiGLU, grouped heads of keys and values, no biases. Names are those
-/// of the usual checkpoints without their first "model.": embed_tokens, layers.N.self_attn.q_proj, ..., norm, lm_head.
+/// A Llama-style decoder: RMSNorm, rotary positions, SwiGLU, grouped heads of keys and values, no biases.
+/// Names are those of the usual checkpoints without their first "model.": embed_tokens,
+/// layers.N.self_attn.q_proj, ..., norm, lm_head.
 ///
 /// Start     As GPT-2: weights normal with deviation 0.02, o_proj and down_proj 0.02/√(2·layers); gains 1.
 /// Errors    ConfigError for sizes that are impossible together.

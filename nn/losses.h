@@ -2,8 +2,8 @@
 
 #include "autograd/losses.h"
 
-// Losses are functions, not modules: they have no parameters. They are listed here for who looks for them beside the
-// layers.
+// Losses are functions, not modules: they have no parameters. They are listed here for who looks for them
+// beside the layers.
 
 namespace tessera::nn {
 

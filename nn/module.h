@@ -1,7 +1,7 @@
 #pragma once
 
-// Layers and models. A module owns named parameters and named child modules, which register themselves where they are
-// made, in the constructor:
+// Layers and models. A module owns named parameters and named child modules, which register themselves where
+// they are made, in the constructor:
 //
 //   class Classifier : public nn::UnaryModule {
 //    public:
@@ -16,10 +16,11 @@
 //   };
 //
 //   Classifier model(2, 64, 3);
-//   optim::AdamW optimizer(model.named_parameters());     // hidden.weight, hidden.bias, output.weight, output.bias
+//   optim::AdamW optimizer(model.named_parameters());     // hidden.weight, hidden.bias, output.weight, ...
 //   nn::cross_entropy(model(x), labels).backward();       // model(x), not model.forward(x): runs the hooks
 //
-// A model may be built without memory and filled later, with the same values as if it had been built there at once:
+// A model may be built without memory and filled later, with the same values as if it had been built there at
+// once:
 //
 //   DeviceScope scope(meta);
 //   nn::Gpt2 model(nn::Gpt2Config::gpt2_xl());
@@ -50,8 +51,8 @@ using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
 
 /// Sees, and may replace, the inputs of a module (before forward) or its outputs (after it).
 using ForwardHook = std::function<void(Module& module, std::span<Tensor> tensors)>;
-/// Sees the gradients of a module's outputs (before its backward pass) or of its inputs (after it); undefined where no
-/// gradient came.
+/// Sees the gradients of a module's outputs (before its backward pass) or of its inputs (after it); undefined
+/// where no gradient came.
 using BackwardHook = std::function<void(Module& module, std::span<const Tensor> gradients)>;
 using HookId = std::uint64_t;
 
@@ -65,12 +66,13 @@ struct ParameterRecord {
 
 /// Base of layers and models; see the example above.
 ///
-/// Names     A parameter's name is the path to it, joined by dots: "h.0.attn.c_attn.weight". It is known from the
-///           start, since a child is made inside of `add_module`. The name is also the stream of the parameter's initial
-///           values; top-level modules after a rank's first get a number before it, so that two of them do not begin
-///           with equal weights.
-/// Lifetime  A module owns its children and stays where it is made: it can't be copied or moved. Parameters are shared
-///           handles and may outlive it. With hooks on backward, it must outlive the graphs recorded through it.
+/// Names     A parameter's name is the path to it, joined by dots: "h.0.attn.c_attn.weight". It is known from
+///           the start, since a child is made inside of `add_module`. The name is also the stream of the
+///           parameter's initial values; top-level modules after a rank's first get a number before it, so
+///           that two of them do not begin with equal weights.
+/// Lifetime  A module owns its children and stays where it is made: it can't be copied or moved. Parameters
+///           are shared handles and may outlive it. With hooks on backward, it must outlive the graphs
+///           recorded through it.
 /// Threads   One module is used by one rank at a time.
 class Module {
  public:
@@ -104,21 +106,22 @@ class Module {
   /// Drops all gradients: their memory goes back to the pool.
   void zero_grad();
 
-  /// Gives memory to parameters and buffers on meta, on `device`, and writes their initial values: the same as if the
-  /// module had been built there. With a filter, only to those whose path it accepts. Handles stay what they are, so
-  /// tied weights stay tied and optimizers keep their parameters.
+  /// Gives memory to parameters and buffers on meta, on `device`, and writes their initial values: the same
+  /// as if the module had been built there. With a filter, only to those whose path it accepts. Handles stay
+  /// what they are, so tied weights stay tied and optimizers keep their parameters.
   using NameFilter = std::function<bool(std::string_view path)>;
   void materialize(Device device = cpu, const NameFilter& filter = nullptr);
-  /// Converts floating parameters and buffers; handles stay, gradients are dropped. Gradients of 16-bit parameters
-  /// accumulate in f32. Make the optimizer afterwards.
+  /// Converts floating parameters and buffers; handles stay, gradients are dropped. Gradients of 16-bit
+  /// parameters accumulate in f32. Make the optimizer afterwards.
   void to(DType dtype);
 
   // --- State
-  /// Parameters and saved buffers, each once: what a checkpoint holds. The handles are live: clone what must last.
+  /// Parameters and saved buffers, each once: what a checkpoint holds. The handles are live: clone what must
+  /// last.
   [[nodiscard]] NamedTensors state() const;
   /// Copies values in, converting dtypes. A tied parameter may stand under any of its names.
-  /// Errors   DataError that lists every missing, unexpected, doubled and misshapen name; DeviceError for one on meta.
-  ///          Nothing is changed then.
+  /// Errors   DataError that lists every missing, unexpected, doubled and misshapen name; DeviceError for one
+  ///          on meta. Nothing is changed then.
   void load_state(const NamedTensors& state);
 
   // --- Modes
@@ -128,26 +131,30 @@ class Module {
   [[nodiscard]] bool training() const noexcept { return training_; }
 
   // --- Hooks, run by operator() around forward
-  /// Pre-hooks run in the order in which they were added, hooks after forward in the reverse order: the first added is
-  /// the outermost around the module. After an exception the hooks that have not run yet are skipped.
+  /// Pre-hooks run in the order in which they were added, hooks after forward in the reverse order: the first
+  /// added is the outermost around the module. After an exception the hooks that have not run yet are
+  /// skipped.
   HookId add_forward_pre_hook(ForwardHook hook);
   HookId add_forward_hook(ForwardHook hook);
-  /// Before the backward pass of the module: gradients of its outputs have arrived. Under recomputation it runs after
-  /// the second forward pass.
+  /// Before the backward pass of the module: gradients of its outputs have arrived. Under recomputation it
+  /// runs after the second forward pass.
   HookId add_backward_pre_hook(BackwardHook hook);
-  /// After the backward pass of the module: gradients of its inputs and (unless deferred) of its parameters are there.
-  /// Not called if no input needs a gradient, as of a first layer: see register_accumulated_hook in autograd/graph.h.
+  /// After the backward pass of the module: gradients of its inputs and (unless deferred) of its parameters
+  /// are there. Not called if no input needs a gradient, as of a first layer: see register_accumulated_hook
+  /// in autograd/graph.h.
   HookId add_backward_hook(BackwardHook hook);
   /// Without effect for an id that is gone.
   void remove_hook(HookId id);
 
-  /// A table of modules and parameters for people; equal neighbours, as the blocks of a transformer, share a line.
+  /// A table of modules and parameters for people; equal neighbours, as the blocks of a transformer, share a
+  /// line.
   [[nodiscard]] std::string summary() const;
 
  protected:
   Module();
 
-  /// Makes a child, owned by this module. `name` may contain dots ("h.0") but no colon. ConfigError for a name taken.
+  /// Makes a child, owned by this module. `name` may contain dots ("h.0") but no colon. ConfigError for a
+  /// name taken.
   template <class T, class... Args>
   T& add_module(std::string_view name, Args&&... args) {
     const ChildScope scope(*this, name);
@@ -168,8 +175,8 @@ class Module {
   /// The name of a random stream of this module: stream_name("dropout") == "h.0.attn.dropout".
   [[nodiscard]] std::string stream_name(std::string_view what) const { return prefix_ + std::string(what); }
 
-  /// Runs `forward` between the hooks; operator() of every module is made of it. `forward` takes the tensors `inputs`
-  /// and returns a Tensor or a std::array of them. Without hooks it costs one comparison.
+  /// Runs `forward` between the hooks; operator() of every module is made of it. `forward` takes the tensors
+  /// `inputs` and returns a Tensor or a std::array of them. Without hooks it costs one comparison.
   ///
   /// Example   Tensor operator()(const Tensor& x, const Tensor& mask) {
   ///             return run_hooks([this](const Tensor& a, const Tensor& b) { return forward(a, b); }, x, mask);

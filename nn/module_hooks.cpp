@@ -1,6 +1,7 @@
-// Hooks around forward and backward. Those on backward ride on the graph: the inputs and the outputs of the module pass
-// through a node that changes nothing. A node is visited when all gradients of its outputs have arrived, so the node
-// behind the module's outputs tells that its backward pass begins, the one before its inputs that it has ended.
+// Hooks around forward and backward. Those on backward ride on the graph: the inputs and the outputs of the
+// module pass through a node that changes nothing. A node is visited when all gradients of its outputs have
+// arrived, so the node behind the module's outputs tells that its backward pass begins, the one before its
+// inputs that it has ended.
 
 #include "nn/module_hooks.h"
 

@@ -23,8 +23,8 @@ std::string enumerate(const std::vector<std::string>& names) {
   return text;
 }
 
-// "hidden.bais (did you mean hidden.bias?)" if the nearest of the missing names shares half of itself with `name`, at
-// its beginning or at its end.
+// "hidden.bais (did you mean hidden.bias?)" if the nearest of the missing names shares half of itself with
+// `name`, at its beginning or at its end.
 std::string with_suggestion(const std::string& name, const std::vector<std::string>& missing) {
   const std::string nearest = nearest_name(name, missing);
   const auto prefix =

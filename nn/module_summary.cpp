@@ -122,7 +122,8 @@ class SummaryTable {
       std::size_t end = i + 1;
       while (end < children.size() && structure(*children[end].second) == structure(*children[i].second))
         ++end;
-      // Two alike are quicker read than explained; the children of a line that stands for many are those of the first.
+      // Two alike are quicker read than explained; the children of a line that stands for many are those of
+      // the first.
       if (end - i < 3) end = i + 1;
       const auto repeats = static_cast<std::int64_t>(end - i);
       const std::string child_type = children[i].second->type_name();

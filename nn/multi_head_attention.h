@@ -8,7 +8,8 @@ namespace tessera::nn {
 struct MultiHeadAttentionConfig {
   std::int64_t width = 0;
   std::int64_t heads = 0;
-  std::int64_t kv_heads = 0;  ///< heads of keys and values, each shared by heads / kv_heads queries; 0: as many as heads
+  /// Heads of keys and values, each shared by heads / kv_heads queries; 0: as many as heads.
+  std::int64_t kv_heads = 0;
   bool causal = true;
   bool bias = false;
   double dropout = 0.0;  ///< on the probabilities
@@ -16,11 +17,12 @@ struct MultiHeadAttentionConfig {
   std::optional<Init> output_weight_init = std::nullopt;  ///< of o_proj
 };
 
-/// Self-attention with separate projections, grouped heads of keys and values (Ainslie et al., "GQA", 2023) and optional
-/// rotary positions: Llama's.
+/// Self-attention with separate projections, grouped heads of keys and values (Ainslie et al., "GQA", 2023)
+/// and optional rotary positions: Llama's.
 ///
 /// Shapes    x [B, T, width] → the same
-/// Modules   q_proj [heads·K, width], k_proj and v_proj [kv_heads·K, width], o_proj [width, heads·K]; K = width / heads
+/// Modules   q_proj [heads·K, width], k_proj and v_proj [kv_heads·K, width], o_proj [width, heads·K]; K =
+///           width / heads
 /// Cut       As CausalSelfAttention: heads at work follow from the projections' widths.
 /// Errors    ConfigError if heads does not divide width, or kv_heads does not divide heads.
 class MultiHeadAttention final : public Module {

@@ -15,13 +15,14 @@ struct NonFinite {
   std::string message;  ///< a sentence with the module, the tensor, the element and its value
 };
 
-/// Runs `run` (a forward pass, or forward and backward) and watches every module below `model`: for who must find out
-/// where a NaN loss comes from. Random numbers have no hidden state, so running a failed step again with the same
-/// parameters, batch, step and sample offset shows what happened. Looks at parameters first, then at the outputs of
-/// modules as they come (an inner one before the one around it), at gradients of outputs, and last at gradients of
-/// parameters. Nothing if all are finite.
+/// Runs `run` (a forward pass, or forward and backward) and watches every module below `model`: for who must
+/// find out where a NaN loss comes from. Random numbers have no hidden state, so running a failed step again
+/// with the same parameters, batch, step and sample offset shows what happened. Looks at parameters first,
+/// then at the outputs of modules as they come (an inner one before the one around it), at gradients of
+/// outputs, and last at gradients of parameters. Nothing if all are finite.
 ///
-/// Cost     Only while it runs: it attaches hooks and removes them, also after an exception of `run`, which passes on.
+/// Cost     Only while it runs: it attaches hooks and removes them, also after an exception of `run`, which
+///          passes on.
 /// Example  if (!std::isfinite(loss.item())) {
 ///            const auto culprit = find_first_non_finite(model, [&] { model.loss(ids, targets).backward(); });
 ///            throw NonFiniteError(culprit ? culprit->message : "the loss is not finite");

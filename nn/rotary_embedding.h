@@ -4,12 +4,12 @@
 
 namespace tessera::nn {
 
-/// Rotary position embedding (Su et al., "RoFormer", 2021): the pair (k, k + K/2) of each head is turned by the angle
-/// position · base^(−2k/K), so that a product q·k depends on the distance of two positions only.
+/// Rotary position embedding (Su et al., "RoFormer", 2021): the pair (k, k + K/2) of each head is turned by
+/// the angle position · base^(−2k/K), so that a product q·k depends on the distance of two positions only.
 ///
 /// Shapes    x [B, T, H, K] → the same; x[:, t] stands at position `first_position` + t
-/// Memory    Cosines and sines of the positions seen so far, [positions, K/2] in f32 (f64 for f64), made at first use.
-///           One module serves all blocks of a model.
+/// Memory    Cosines and sines of the positions seen so far, [positions, K/2] in f32 (f64 for f64), made at
+///           first use. One module serves all blocks of a model.
 /// Errors    ConfigError if the head width is odd; ShapeError if x has another head width.
 class RotaryEmbedding final : public Module {
  public:

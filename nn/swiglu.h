@@ -11,8 +11,8 @@ struct SwiGluConfig {
   std::optional<Init> output_weight_init = std::nullopt;  ///< of down_proj
 };
 
-/// Llama's feed-forward half of a block: down_proj(silu(gate_proj(x)) · up_proj(x)) (Shazeer, "GLU variants improve
-/// Transformer", 2020).
+/// Llama's feed-forward half of a block: down_proj(silu(gate_proj(x)) · up_proj(x)) (Shazeer, "GLU variants
+/// improve Transformer", 2020).
 ///
 /// Shapes    x [..., width] → the same
 /// Modules   gate_proj and up_proj [hidden, width], down_proj [width, hidden]; no biases

@@ -18,7 +18,8 @@ struct AdamConfig {
 ///   p ← p − lr · m/(1 − β₁ᵗ) / (√(v/(1 − β₂ᵗ)) + ε)
 ///
 /// Memory    Two moments in f32 (f64) for each parameter, and a master for each 16-bit one: 8 or 12 bytes an
-/// element. Example   optim::Adam optimizer({w, b}, {.lr = 1e-3});
+///           element.
+/// Example   optim::Adam optimizer({w, b}, {.lr = 1e-3});
 class Adam : public Optimizer {
  public:
   explicit Adam(const NamedTensors& parameters, const AdamConfig& config = {},
@@ -45,8 +46,7 @@ class Adam : public Optimizer {
 /// AdamW (Loshchilov & Hutter, 2019): the decay is not part of the gradient but shrinks the parameter by
 /// itself, p ← (1 − lr · weight_decay) p, before Adam's update with g = grad_scale · grad.
 ///
-/// Example   optim::AdamW optimizer(model.named_parameters(), {.lr = 6e-4, .beta2 = 0.95, .weight_decay =
-/// 0.1},
+/// Example   optim::AdamW optimizer(model.named_parameters(), {.lr = 6e-4, .weight_decay = 0.1},
 ///                                  optim::no_decay_for_biases_and_norms());
 class AdamW final : public Adam {
  public:

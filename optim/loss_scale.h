@@ -27,12 +27,11 @@ struct DynamicLossScale {
 
 /// The scale of the loss, and what overflows do to it. As DeepSpeed 0.18.3's DynamicLossScaler, exactly:
 ///
-///   overflow      If more than one overflow is left in the hysteresis, one is used up. Otherwise the scale
-///   is halved,
-///                 not below the minimum. Counting of steps without overflow starts again.
+///   overflow      If more than one overflow is left in the hysteresis, one is used up. Otherwise the scale is
+///                 halved, not below the minimum. Counting of steps without overflow starts again.
 ///   no overflow   After one step that starts the count, every loss_scale_window-th doubles the scale and
-///   refills the
-///                 hysteresis: the first doubling comes with step loss_scale_window + 1 without overflow.
+///                 refills the hysteresis: the first doubling comes with step loss_scale_window + 1 without
+///                 overflow.
 ///
 /// Calling   Every rank gives the same `finite` (reduce it first), so every rank has the same scale.
 class LossScaler {
@@ -50,10 +49,11 @@ class LossScaler {
   [[nodiscard]] bool is_dynamic() const noexcept { return dynamic_; }
 
   /// To be told once a step whether all gradients were finite. Returns that: false means, leave this update
-  /// out. Errors    NonFiniteError, naming `first_non_finite`, if they were not and nothing is left to try: a
-  /// dynamic scale
-  ///           is at its minimum with the hysteresis used up, or a constant one overflowed 100 times in a
-  ///           row.
+  /// out.
+  ///
+  /// Errors    NonFiniteError, naming `first_non_finite`, if they were not and nothing is left to try: a
+  ///           dynamic scale is at its minimum with the hysteresis used up, or a constant one overflowed 100
+  ///           times in a row.
   bool update(bool finite, std::string_view first_non_finite = {});
 
   /// For checkpoints.

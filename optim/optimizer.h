@@ -8,8 +8,8 @@
 //     optimizer.set_lr(optim::lr_at(schedule, step));
 //     loss(model, batch).backward();
 //     const auto norm = optim::global_grad_norm(optimizer.parameters());
-//     optimizer.step({.grad_scale = optim::clip_factor(norm, 1.0)});    // clipped while updating: no extra
-//     pass optimizer.zero_grad();
+//     optimizer.step({.grad_scale = optim::clip_factor(norm, 1.0)});    // clips while updating: no extra pass
+//     optimizer.zero_grad();
 //   }
 
 #include <array>
@@ -32,9 +32,8 @@ struct StepOptions {
 
 enum class ZeroGrad : std::uint8_t {
   /// The gradient's memory goes back to the pool; a parameter that the next pass does not reach is then
-  /// skipped. A
-  /// gradient that is a view of a larger storage (a bucket that several share) is zeroed instead: its place
-  /// is fixed.
+  /// skipped. A gradient that is a view of a larger storage (a bucket that several share) is zeroed instead:
+  /// its place is fixed.
   kDrop,
   /// Buffers stay and are filled with zeros.
   kKeep,
@@ -43,21 +42,18 @@ enum class ZeroGrad : std::uint8_t {
 /// Changes parameters by their gradients.
 ///
 /// Precision  The update runs in f32 (f64 for f64 parameters) whatever the gradient's dtype. A bf16 or f16
-/// parameter
-///            has an f32 master copy, made from the parameter at the first step; the rounded copy is written
-///            in the same pass. Parameters must be contiguous.
+///            parameter has an f32 master copy, made from the parameter at the first step; the rounded copy
+///            is written in the same pass. Parameters must be contiguous.
 /// Memory     Moments and masters are allocated at construction, zeroed, as MemoryCategory::kOptimizerState:
-/// what does
-///            not fit fails before the first step, a dry run on meta counts it, and state() has the same
-///            names from the start. A parameter that requires no gradient then gets its moments if it ever
-///            has a gradient.
+///            what does not fit fails before the first step, a dry run on meta counts it, and state() has the
+///            same names from the start. A parameter that requires no gradient then gets its moments if it
+///            ever has a gradient.
 /// Cost       One pass over parameters, gradients and moments for all parameters of a group.
 /// Steps      Counted for each parameter: one without a gradient is skipped, and its bias correction waits.
 /// Threads    Used by the rank that made it.
 /// Errors     Constructors: ConfigError for a setting out of range, or a name given twice; DTypeError,
-/// ShapeError for
-///            a parameter that is not floating or not contiguous. A tensor listed under two names (tied
-///            embeddings) is updated once, under the first.
+///            ShapeError for a parameter that is not floating or not contiguous. A tensor listed under two
+///            names (tied embeddings) is updated once, under the first.
 class Optimizer {
  public:
   virtual ~Optimizer() = default;
@@ -66,8 +62,7 @@ class Optimizer {
 
   /// One update of every parameter that has a gradient. In place; counts as a change for autograd.
   /// Errors   NonFiniteError for a grad_scale that is not finite; ShapeError, DeviceError for a gradient that
-  /// does not
-  ///          fit its parameter. All are found before anything is changed.
+  ///          does not fit its parameter. All are found before anything is changed.
   void step(const StepOptions& options = {});
 
   void zero_grad(ZeroGrad how = ZeroGrad::kDrop);
@@ -85,7 +80,8 @@ class Optimizer {
   /// The tensors are handles of the live state: clone what must outlive the next step.
   [[nodiscard]] NamedTensors state();
   /// Continues from what state() gave; the parameters are loaded by their owner. Nothing is changed on an
-  /// error. Errors   DataError that names what is missing, unknown, or of another shape.
+  /// error.
+  /// Errors   DataError that names what is missing, unknown, or of another shape.
   void load_state(const NamedTensors& state);
 
   /// The next step makes the f32 masters anew from the 16-bit parameters: after weights were loaded from

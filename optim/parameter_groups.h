@@ -39,8 +39,8 @@ struct ParameterGroup {
 /// True if the whole of `name` matches `pattern`: `*` stands for any characters (dots too, also none), `?`
 /// for one.
 ///
-/// Example   matches("*.bias", "h.0.attn.bias");  !matches("*.bias", "bias");  matches("h.?.ln*",
-/// "h.3.ln_1.weight")
+/// Example   matches("*.bias", "h.0.attn.bias") and matches("h.?.ln*", "h.3.ln_1.weight"), but not
+///           matches("*.bias", "bias")
 [[nodiscard]] bool matches(std::string_view pattern, std::string_view name) noexcept;
 
 /// What `group_index` returns for a name that matches no group.
@@ -53,8 +53,7 @@ inline constexpr std::size_t kNoGroup = std::numeric_limits<std::size_t>::max();
 /// embeddings are. One group with weight_decay 0; everything else has the optimizer's own.
 ///
 /// Names     bias, gain, or a module named ln..., norm... or ...norm: GPT-2's (`h.0.ln_1.weight`,
-/// `h.0.mlp.c_fc.bias`)
-///           and Llama's (`layers.0.input_layernorm.weight`, `norm.weight`).
+///           `h.0.mlp.c_fc.bias`) and Llama's (`layers.0.input_layernorm.weight`, `norm.weight`).
 /// Source    Radford et al., 2018, section 4.1: "on all non bias or gain weights".
 [[nodiscard]] std::vector<ParameterGroup> no_decay_for_biases_and_norms();
 

@@ -2,9 +2,8 @@
 
 // Learning rates as pure functions of the step: nothing to save, nothing to resume.
 //
-//   const optim::Schedule schedule = optim::CosineWithWarmup{.max_lr = 6e-4, .min_lr = 6e-5, .warmup_steps =
-//   100,
-//                                                            .total_steps = 5000};
+//   const optim::Schedule schedule = optim::CosineWithWarmup{
+//       .max_lr = 6e-4, .min_lr = 6e-5, .warmup_steps = 100, .total_steps = 5000};
 //   for (std::int64_t step = 0; step < 5000; ++step) {
 //     optimizer.set_lr(optim::lr_at(schedule, step));
 //     ...
@@ -122,9 +121,8 @@ using Schedule = std::variant<ConstantLR, CosineWithWarmup, LRRangeTest, OneCycl
 /// optimizer's: what WarmupCosineLR multiplies, and WarmupLR's default maximum.
 ///
 /// Errors    ConfigError: an unknown type or parameter (the known ones are listed); total_num_steps missing;
-/// a count
-///           that is not a positive whole number, or total_num_steps not above warmup_num_steps; stair counts
-///           of OneCycle other than 0 (DeepSpeed reads them and does nothing).
+///           a count that is not a positive whole number, or total_num_steps not above warmup_num_steps;
+///           stair counts of OneCycle other than 0 (DeepSpeed reads them and does nothing).
 [[nodiscard]] Schedule make_schedule(const std::string& type, const std::map<std::string, double>& params,
                                      std::string_view warmup_type, double base_lr);
 

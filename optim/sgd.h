@@ -12,8 +12,8 @@ struct SgdConfig {
   bool nesterov = false;
 };
 
-/// Stochastic gradient descent with momentum, as PyTorch defines it. With g = grad_scale · grad +
-/// weight_decay · p:
+/// Stochastic gradient descent with momentum, as PyTorch defines it. With
+/// g = grad_scale · grad + weight_decay · p:
 ///
 ///   u ← g at the first step, then momentum · u + (1 − dampening) · g
 ///   p ← p − lr · u,   or with Nesterov   p ← p − lr · (g + momentum · u)

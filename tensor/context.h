@@ -55,8 +55,8 @@ class RankContext {
   // training loop sets `step` before each step and `sample_offset` before each micro-batch.
   std::uint64_t seed = 0;
   std::uint64_t step = 0;
-  std::int64_t sample_offset =
-      0;  ///< global index, within the step's batch, of the first sample computed now
+  /// Global index, within the step's batch, of the first sample computed now.
+  std::int64_t sample_offset = 0;
 
   bool grad_enabled = true;                               ///< see autograd/grad_mode.h
   std::uint64_t next_graph_sequence = 0;                  ///< number of the next recorded operation

@@ -48,7 +48,7 @@ struct MemoryReport {
 /// their size class, and counts bytes by category. On the meta device it counts and allocates nothing.
 ///
 /// Threads   All members may be called from any thread: a storage may be freed by another rank than its
-/// owner.
+///           owner.
 class MemoryPool final : public kernels::WorkspaceSource {
  public:
   explicit MemoryPool(Device device) : device_(device) {}

@@ -83,8 +83,7 @@ bool Tensor::requires_grad() const noexcept {
   return impl_ != nullptr && impl_->autograd != nullptr && impl_->autograd->requires_grad();
 }
 
-// --- Elements
-// -------------------------------------------------------------------------------------------------------
+// --- Elements ----------------------------------------------------------------------------------------------
 
 void* Tensor::checked_data(DType expected) const {
   const Impl& self = impl();
@@ -187,8 +186,7 @@ template std::vector<std::int32_t> Tensor::to_vector() const;
 template std::vector<std::uint8_t> Tensor::to_vector() const;
 template std::vector<bool> Tensor::to_vector() const;
 
-// --- In place
-// -------------------------------------------------------------------------------------------------------
+// --- In place ----------------------------------------------------------------------------------------------
 
 void Tensor::check_in_place(const char* operation) const {
   if (requires_grad() && RankContext::current().grad_enabled) {

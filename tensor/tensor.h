@@ -38,8 +38,7 @@ class Tensor {
 
   [[nodiscard]] bool defined() const noexcept { return impl_ != nullptr; }
 
-  // --- Geometry
-  // ---------------------------------------------------------------------------------------------------
+  // --- Geometry --------------------------------------------------------------------------------------------
   [[nodiscard]] const Shape& shape() const;
   [[nodiscard]] const Strides& strides() const;
   [[nodiscard]] std::int64_t offset() const;
@@ -53,8 +52,7 @@ class Tensor {
   [[nodiscard]] bool is_contiguous() const;
   [[nodiscard]] const Storage& storage() const;
 
-  // --- Elements
-  // ---------------------------------------------------------------------------------------------------
+  // --- Elements --------------------------------------------------------------------------------------------
   /// First element, for reading. Errors: DTypeError if T is not the dtype, StorageError if dropped,
   /// DeviceError on meta.
   template <class T>
@@ -83,8 +81,7 @@ class Tensor {
   template <class T>
   [[nodiscard]] std::vector<T> to_vector() const;
 
-  // --- Views: no copy, differentiable
-  // -------------------------------------------------------------------------------
+  // --- Views: no copy, differentiable ----------------------------------------------------------------------
   /// The same elements in row-major order under another shape; one size may be -1. Copies only if strides
   /// force it.
   [[nodiscard]] Tensor reshape(const Shape& shape) const;
@@ -107,8 +104,7 @@ class Tensor {
   /// `n` tensors of (nearly) equal size along `d`; the first ones are longer by one where n does not divide.
   [[nodiscard]] std::vector<Tensor> chunk(int n, int d) const;
 
-  // --- Copies: differentiable
-  // ---------------------------------------------------------------------------------------
+  // --- Copies: differentiable ------------------------------------------------------------------------------
   /// Itself if contiguous, else a contiguous copy.
   [[nodiscard]] Tensor contiguous() const;
   [[nodiscard]] Tensor clone() const;
@@ -116,19 +112,17 @@ class Tensor {
   [[nodiscard]] Tensor to(DType dtype) const;
   [[nodiscard]] Tensor to(Device device) const;
 
-  // --- In place: not differentiable
-  // --------------------------------------------------------------------------------- AutogradError on a
-  // tensor that requires gradients, unless under NoGrad (autograd/grad_mode.h).
+  // --- In place: not differentiable ------------------------------------------------------------------------
+  // AutogradError on a tensor that requires gradients, unless under NoGrad (autograd/grad_mode.h).
   /// Copies elements, converting and broadcasting. The source may overlap this tensor.
   void copy_from(const Tensor& source);
   void fill(double value);
   void zero() { fill(0.0); }
-  /// this ← this + alpha · x, with x converted and broadcast. ShapeError if two elements of this tensor are one
-  /// in memory (expand).
+  /// this ← this + alpha · x, with x converted and broadcast. ShapeError if two elements of this tensor are
+  /// one in memory (expand).
   void add_scaled(const Tensor& x, double alpha = 1.0);
 
-  // --- Autograd: defined in autograd/tensor_members.cpp
-  // -------------------------------------------------------------
+  // --- Autograd: defined in autograd/tensor_members.cpp ----------------------------------------------------
   [[nodiscard]] bool requires_grad() const noexcept;
   /// Makes a leaf whose gradient backward() accumulates into grad(). Floating dtypes only. Returns itself.
   Tensor& set_requires_grad(bool requires_grad = true);
@@ -140,8 +134,7 @@ class Tensor {
   /// The same elements, cut off from the graph.
   [[nodiscard]] Tensor detach() const;
 
-  // --- For operations
-  // -----------------------------------------------------------------------------------------------
+  // --- For operations --------------------------------------------------------------------------------------
   /// What kernels see. Null data on meta; StorageError if dropped.
   [[nodiscard]] kernels::ConstView view() const;
   /// The same, for writing: counts as a change in place.
@@ -153,10 +146,11 @@ class Tensor {
   /// True if this handle is the only way to reach the elements: no other handle of this tensor or of its
   /// storage exists, so that an operation may take the memory over.
   [[nodiscard]] bool is_unshared() const noexcept;
-  /// Makes this handle and every copy of it denote the elements of `contents`: its storage, shape, strides and dtype.
-  /// The place in autograd stays, but for the gradient, which must be dropped first if shape, dtype or device change.
-  /// Views made earlier keep the old elements. How a parameter moves from meta to memory, or changes its dtype,
-  /// while everything that refers to it goes on doing so. ShapeError if `contents` is undefined.
+  /// Makes this handle and every copy of it denote the elements of `contents`: its storage, shape, strides
+  /// and dtype. The place in autograd stays, but for the gradient, which must be dropped first if shape,
+  /// dtype or device change. Views made earlier keep the old elements. How a parameter moves from meta to
+  /// memory, or changes its dtype, while everything that refers to it goes on doing so. ShapeError if
+  /// `contents` is undefined.
   void rebind(const Tensor& contents);
   /// True if both are handles of one tensor (not merely of one storage).
   [[nodiscard]] bool is_same(const Tensor& other) const noexcept { return impl_ == other.impl_; }

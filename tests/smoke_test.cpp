@@ -15,7 +15,8 @@ TEST(Smoke, ATensorIsAHandleAndViewsShareItsElements) {
   EXPECT_EQ(to_string(x), "[[1., 2., 3.],\n [0., 0., 0.]]  f32 [2, 3]");
 }
 
-// loss = mean((w·x − 1)²) for w = 2, x = {1, 2}:  (1 + 9)/2 = 5,  dloss/dw = mean(2·(w·x − 1)·x) = (2 + 12)/2 = 7
+// loss = mean((w·x − 1)²) for w = 2, x = {1, 2}:
+//   (1 + 9)/2 = 5,  dloss/dw = mean(2·(w·x − 1)·x) = (2 + 12)/2 = 7
 TEST(Smoke, BackwardGivesTheGradientOfALoss) {
   Tensor w = scalar(2.0);
   w.set_requires_grad();

@@ -9,9 +9,8 @@ namespace tessera::kernels {
 /// own loops of vector/gemm.cpp, built for `set`, for all others.
 ///
 /// Threads  What the own loops compute does not depend on the number of threads. oneDNN's blocking does: it
-/// was seen to
-///          give other last bits with 3 threads than with 1 (260×270 · 270×300, AVX2), and to cut K between
-///          threads when M·N is small. So KernelContext::invariant_products leaves oneDNN out.
+///          was seen to give other last bits with 3 threads than with 1 (260×270 · 270×300, AVX2), and to cut
+///          K between threads when M·N is small. So KernelContext::invariant_products leaves oneDNN out.
 [[nodiscard]] const Matmul& matmul(InstructionSet set);
 
 }  // namespace tessera::kernels

@@ -43,8 +43,8 @@ UnaryCost unary_cost(UnaryOp op) {
     case UnaryOp::kRelu:
       return {1, 1};
     case UnaryOp::kGeluTanh:
-      // t = tanh(c · (x + a·x²·x));  ½ · x · (1 + t);  (½ · (1 + t) + ½ · x · (1 − t²) · c · (1 + 3a · x²)) ·
-      // dy
+      // t = tanh(c · (x + a·x²·x));  ½ · x · (1 + t);
+      // (½ · (1 + t) + ½ · x · (1 − t²) · c · (1 + 3a · x²)) · dy
       return {9, 18};
     case UnaryOp::kGeluErf:  // Φ = ½ · (1 + erf(x/√2));  x · Φ;  (Φ + x · e^(−½·x²) / √2π) · dy
       return {5, 11};

@@ -44,8 +44,8 @@ TEST(CrossEntropy, OfNothingButIgnoredTargetsIsNanAsInPyTorch) {
   EXPECT_TRUE(std::isnan(cross_entropy(pattern({2, 4}), from_vector<std::int64_t>({-100, -100})).item()));
 }
 
-// The largest logit is taken off before anything is exponentiated. One number keeps the log-sum-exp of a row, so it
-// is rounded to 2⁻²⁴ of the largest logit: 1e3 · 2⁻²⁴ = 6e-5 for "all very small".
+// The largest logit is taken off before anything is exponentiated. One number keeps the log-sum-exp of a row,
+// so it is rounded to 2⁻²⁴ of the largest logit: 1e3 · 2⁻²⁴ = 6e-5 for "all very small".
 TEST(CrossEntropy, ExtremeLogitsStayFinite) {
   const struct {
     const char* name;

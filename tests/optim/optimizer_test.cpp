@@ -71,8 +71,7 @@ TEST(Adam, ThreeStepsByHand) {
   EXPECT_NEAR(p.item(), 1.0 - 0.1 * sum, 1e-15);
 }
 
-// A constant gradient moves by lr · sign in each step, and decay shrinks by (1 − lr · 0.5) = 0.95 before
-// that:
+// A constant gradient moves by lr · sign in each step, and decay shrinks by (1 − lr · 0.5) = 0.95 before it:
 //   2 · 0.95 − 0.1 = 1.8;  1.8 · 0.95 − 0.1 = 1.61;  1.61 · 0.95 − 0.1 = 1.4295
 TEST(AdamW, DecaysTheParameterAndNotTheGradient) {
   Tensor p = parameter({2.0});

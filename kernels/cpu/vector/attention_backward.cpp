@@ -1,5 +1,4 @@
-// Attention, backward (Dao et al., 2022). Probabilities are made again from the saved log-sum-exp, tile by
-// tile:
+// Attention, backward (Dao et al., 2022). Probabilities are made again, tile by tile, from the log-sum-exp:
 //
 //   P = exp(scale · Q Kᵀ − lse),  P' = dropout(P)          dV = P'ᵀ dO
 //   dP = dropout(dO Vᵀ),  dS = P ∘ (dP − δ),  δ = Σ dO ∘ O  dQ = scale · dS K,  dK = scale · dSᵀ Q

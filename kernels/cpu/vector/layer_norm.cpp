@@ -1,8 +1,8 @@
 // LayerNorm (Ba et al., 2016) and RMSNorm (Zhang & Sennrich, 2019), which is the same without the mean.
 //
 //   forward    n = (x − mean) · inverse,  y = n · gain + bias
-//   backward   with g = dy · gain:  dx = inverse · (g − mean(g) − n · mean(g · n)),  dgain = Σ dy · n,  dbias
-//   = Σ dy
+//   backward   with g = dy · gain:
+//              dx = inverse · (g − mean(g) − n · mean(g · n)),  dgain = Σ dy · n,  dbias = Σ dy
 //
 // n is made again in the backward pass: two operations are cheaper than keeping [N, D].
 

@@ -29,8 +29,8 @@ struct AdamStep {
     epsilon = static_cast<T>(o.epsilon);
   }
 
-  /// m ← β₁ m + (1 − β₁) g,  v ← β₂ v + (1 − β₂) g²,  p ← (1 − lr λ) p − lr m̂ / (√v̂ + ε), with m̂ = m / (1 −
-  /// β₁^t) and v̂ = v / (1 − β₂^t).
+  /// m ← β₁ m + (1 − β₁) g,  v ← β₂ v + (1 − β₂) g²,  p ← (1 − lr λ) p − lr m̂ / (√v̂ + ε),
+  /// with m̂ = m / (1 − β₁^t) and v̂ = v / (1 − β₂^t).
   TESSERA_INLINE void apply(T* p, const T* grad, T* m, T* v, std::int64_t n) const {
     const AdamStep c = *this;
 #pragma omp simd
