@@ -2,8 +2,6 @@
 
 // Small tools around MPI's non-blocking calls. Private to the mpi backend; the only header that includes mpi.h.
 
-#define MPICH_SKIP_MPICXX
-#define OMPI_SKIP_MPICXX
 #include <mpi.h>
 #include <sched.h>
 
