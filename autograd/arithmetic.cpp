@@ -130,6 +130,13 @@ Tensor multiply(const Tensor& x, double b) {
                 [b](const Tensor& dy, Needs) -> Grads { return {dy * b}; });
 }
 
+// Not a · (1/b): that rounds twice, and 49/49 would not be 1.
+Tensor divide(const Tensor& x, double b) {
+  const Tensor a = promoted_for(x, b);
+  return record("divide", binary_scalar(BinaryOp::kDiv, a, b, false), {a},
+                [b](const Tensor& dy, Needs) -> Grads { return {dy / b}; });
+}
+
 // y = a/b:  db = −dy·a/b²
 Tensor divide(double a, const Tensor& b) {
   return record(

@@ -16,6 +16,8 @@ namespace tessera {
 [[nodiscard]] Tensor divide(const Tensor& a, const Tensor& b);
 [[nodiscard]] Tensor add(const Tensor& a, double b);
 [[nodiscard]] Tensor multiply(const Tensor& a, double b);
+/// As in C++, an integer tensor over a whole number stays integer and truncates; over 2.5 it becomes f32.
+[[nodiscard]] Tensor divide(const Tensor& a, double b);
 [[nodiscard]] Tensor divide(double a, const Tensor& b);
 /// x^exponent; NaN for negative x with a fractional exponent.
 [[nodiscard]] Tensor pow(const Tensor& x, double exponent);
@@ -34,7 +36,7 @@ namespace tessera {
 [[nodiscard]] inline Tensor operator-(const Tensor& a, double b) { return add(a, -b); }
 [[nodiscard]] inline Tensor operator*(const Tensor& a, double b) { return multiply(a, b); }
 [[nodiscard]] inline Tensor operator*(double a, const Tensor& b) { return multiply(b, a); }
-[[nodiscard]] inline Tensor operator/(const Tensor& a, double b) { return multiply(a, 1.0 / b); }
+[[nodiscard]] inline Tensor operator/(const Tensor& a, double b) { return divide(a, b); }
 [[nodiscard]] inline Tensor operator/(double a, const Tensor& b) { return divide(a, b); }
 [[nodiscard]] inline Tensor operator-(const Tensor& x) { return multiply(x, -1.0); }
 [[nodiscard]] inline Tensor operator-(double a, const Tensor& b) { return add(-b, a); }

@@ -15,6 +15,11 @@ TEST(Smoke, ATensorIsAHandleAndViewsShareItsElements) {
   EXPECT_EQ(to_string(x), "[[1., 2., 3.],\n [0., 0., 0.]]  f32 [2, 3]");
 }
 
+TEST(Smoke, ArithmeticWithNumbersRoundsOnceAndIntegersStayIntegers) {
+  EXPECT_EQ((full({1}, 49.0, {.dtype = kF64}) / 49.0).item(), 1.0);
+  EXPECT_EQ((from_vector<std::int64_t>({7, -7}) / 2).to_vector<std::int64_t>(), (std::vector<std::int64_t>{3, -3}));
+}
+
 // loss = mean((w·x − 1)²) for w = 2, x = {1, 2}:
 //   (1 + 9)/2 = 5,  dloss/dw = mean(2·(w·x − 1)·x) = (2 + 12)/2 = 7
 TEST(Smoke, BackwardGivesTheGradientOfALoss) {

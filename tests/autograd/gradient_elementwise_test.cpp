@@ -71,6 +71,7 @@ void add_unary_rows(std::vector<Row>& rows) {
       {"add", -1, 1, false, [](const Tensor& x) { return add(x, 2.5); }},
       {"multiply", -1, 1, false, [](const Tensor& x) { return multiply(x, -1.5); }},
       {"divide", 0.5, 2, false, [](const Tensor& x) { return divide(2.0, x); }},
+      {"divide", -2, 2, false, [](const Tensor& x) { return x / 3.0; }},
       {"pow", 0.5, 2, false, [](const Tensor& x) { return pow(x, 2.5); }},
       {"pow", -2, 2, false, [](const Tensor& x) { return pow(x, 3.0); }},
       {"pow", -2, 2, false, [](const Tensor& x) { return pow(x, 1.0); }},
