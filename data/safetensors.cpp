@@ -33,6 +33,8 @@ constexpr std::array<std::pair<DType, const char*>, 8> kDTypeNames{{{kF64, "F64"
                                                                     {kU8, "U8"},
                                                                     {kBool, "BOOL"}}};
 
+constexpr const char* kMetadataName = "__metadata__";
+
 const char* dtype_name(DType dtype) {
   return std::ranges::find(kDTypeNames, dtype, &std::pair<DType, const char*>::first)->second;
 }
@@ -82,16 +84,27 @@ SafetensorsFile::Entry parse_entry(const std::string& name, const Json& json) {
   return entry;
 }
 
-// nlohmann-json keeps the last of equal keys; a name given twice must be refused instead.
+// nlohmann-json keeps the last of equal keys; a name given twice must be refused instead. Depth 1 has the
+// names of tensors, depth 2 the keys of one of them.
 Json parse_refusing_duplicates(const char* begin, const char* end) {
-  std::set<std::string> names;
-  const auto callback = [&names](int depth, Json::parse_event_t event, Json& parsed) {
-    if (event == Json::parse_event_t::key && depth == 1 && !names.insert(parsed.get<std::string>()).second) {
-      throw std::out_of_range(fmt::format("the name '{}' stands there twice", parsed.get<std::string>()));
+  std::array<std::set<std::string>, 3> keys;
+  const auto callback = [&keys](int depth, Json::parse_event_t event, Json& parsed) {
+    if (event != Json::parse_event_t::key || depth > 2) return true;
+    const auto key = parsed.get<std::string>();
+    if (depth == 1) keys[2].clear();
+    if (!keys[static_cast<std::size_t>(depth)].insert(key).second) {
+      throw std::out_of_range(fmt::format("the name '{}' stands there twice", key));
     }
     return true;
   };
   return Json::parse(begin, end, callback);
+}
+
+Metadata parse_metadata(const Json& json) {
+  if (!json.is_object()) throw std::out_of_range("must be an object of texts");
+  Metadata metadata;
+  for (const auto& [key, text] : json.items()) metadata[key] = text.get<std::string>();
+  return metadata;
 }
 
 }  // namespace
@@ -135,8 +148,8 @@ void SafetensorsFile::parse_header() {
     if (!header.is_object()) throw std::out_of_range("must be a JSON object");
     for (const auto& [name, value] : header.items()) {
       current = "'" + name + "'";
-      if (name == "__metadata__") {
-        for (const auto& [key, text] : value.items()) metadata_[key] = text.get<std::string>();
+      if (name == kMetadataName) {
+        metadata_ = parse_metadata(value);
       } else {
         entries_.push_back(parse_entry(name, value));
       }
@@ -191,34 +204,64 @@ bool SafetensorsFile::contains(const std::string& name) const {
 Tensor SafetensorsFile::read(const std::string& name) const {
   const auto entry = std::ranges::find(entries_, name, &Entry::name);
   if (entry == entries_.end()) reject(path_, fmt::format("holds no tensor '{}'", name));
-  return from_memory(map_ + data_begin_ + entry->begin, entry->shape, entry->dtype);
+  return read(*entry);
+}
+
+Tensor SafetensorsFile::read(const Entry& entry) const {
+  const std::byte* data = map_ + data_begin_ + entry.begin;
+  // A bool that is neither 0 nor 1 is no bool in C++ either: what reads it may do anything.
+  if (entry.dtype == kBool &&
+      std::any_of(data, data + (entry.end - entry.begin), [](std::byte b) { return b > std::byte{1}; })) {
+    reject(path_, fmt::format("'{}' is BOOL, but not all of its bytes are 0 or 1", entry.name));
+  }
+  return from_memory(data, entry.shape, entry.dtype);
 }
 
 NamedTensors SafetensorsFile::read_all() const {
   NamedTensors tensors;
   for (const Entry& entry : entries_) {
-    tensors.emplace_back(entry.name, from_memory(map_ + data_begin_ + entry.begin, entry.shape, entry.dtype));
+    tensors.emplace_back(entry.name, read(entry));
   }
   return tensors;
 }
 
-void write_safetensors(const std::filesystem::path& path, const NamedTensors& tensors,
-                       const Metadata& metadata) {
+namespace {
+
+std::string header_text(const NamedTensors& tensors, const Metadata& metadata) {
   Json header = Json::object();
-  if (!metadata.empty()) header["__metadata__"] = metadata;
+  if (!metadata.empty()) header[kMetadataName] = metadata;
   std::int64_t offset = 0;
   for (const auto& [name, tensor] : tensors) {
+    if (name == kMetadataName)
+      throw DataError(fmt::format("write_safetensors: a tensor cannot be named '{}'", name));
     if (header.contains(name))
       throw DataError(fmt::format("write_safetensors: the name '{}' is given twice", name));
+    if (!tensor.defined() || tensor.device() == meta) {
+      throw DeviceError(
+          fmt::format("write_safetensors: '{}' has no data: it is {}; materialize the model first", name,
+                      tensor.defined() ? "on meta" : "undefined"));
+    }
     const std::int64_t end = offset + tensor.size_bytes();
     header[name] = {{"dtype", dtype_name(tensor.dtype())},
                     {"shape", std::vector<std::int64_t>(tensor.shape().begin(), tensor.shape().end())},
                     {"data_offsets", {offset, end}}};
     offset = end;
   }
-  std::string text = header.dump();
+  std::string text;
+  try {
+    text = header.dump();
+  } catch (const Json::exception& error) {
+    throw DataError(fmt::format("write_safetensors: a name or a text is not UTF-8: {}", error.what()));
+  }
   text.resize((text.size() + 7) / 8 * 8, ' ');  // so that the elements are aligned in a mapped file
+  return text;
+}
 
+}  // namespace
+
+void write_safetensors(const std::filesystem::path& path, const NamedTensors& tensors,
+                       const Metadata& metadata) {
+  const std::string text = header_text(tensors, metadata);
   AtomicFile file(path);
   const std::uint64_t header_bytes = text.size();
   file.write(std::as_bytes(std::span(&header_bytes, 1)));

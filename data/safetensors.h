@@ -51,7 +51,8 @@ class SafetensorsFile {
   [[nodiscard]] const std::vector<Entry>& entries() const noexcept { return entries_; }
   [[nodiscard]] const Metadata& metadata() const noexcept { return metadata_; }
   [[nodiscard]] bool contains(const std::string& name) const;
-  /// A copy on the cpu. DataError, naming the file, if there is no such tensor.
+  /// A copy on the cpu. DataError, naming the file, if there is no such tensor, or if one in BOOL has a byte
+  /// that is neither 0 nor 1.
   [[nodiscard]] Tensor read(const std::string& name) const;
   /// All of them.
   [[nodiscard]] NamedTensors read_all() const;
@@ -59,6 +60,7 @@ class SafetensorsFile {
  private:
   SafetensorsFile() = default;
   void parse_header();
+  [[nodiscard]] Tensor read(const Entry& entry) const;
 
   std::filesystem::path path_;
   std::vector<Entry> entries_;
@@ -69,7 +71,8 @@ class SafetensorsFile {
 };
 
 /// Writes `tensors`; the file appears whole or not at all (see atomic_file.h).
-/// Errors    DataError if the folder cannot be written to, FileError if the disk is full.
+/// Errors    DataError if the folder cannot be written to, if a name is given twice or is not UTF-8, or is
+///           "__metadata__"; DeviceError for a tensor without data (on meta); FileError if the disk is full.
 void write_safetensors(const std::filesystem::path& path, const NamedTensors& tensors,
                        const Metadata& metadata = {});
 
