@@ -135,6 +135,9 @@ TokenFile TokenFile::open(const std::filesystem::path& path) {
   }
   result.map_ = static_cast<const std::byte*>(map);
   result.map_bytes_ = static_cast<std::size_t>(status.st_size);
+  // Windows come from anywhere: reading ahead would load megabytes (8, on some disks) for each of a few
+  // kilobytes, and push out of memory what is needed. A kernel that does not know the advice reads the same.
+  ::madvise(map, result.map_bytes_, MADV_RANDOM);
   result.info_ = checked_info(path, result.map_, status.st_size);
   return result;
 }
@@ -189,8 +192,11 @@ void TokenFile::require_vocabulary(std::int64_t vocab_size, std::uint64_t vocabu
 }
 
 void TokenFile::verify() const {
+  void* const map = const_cast<std::byte*>(map_);
+  ::madvise(map, map_bytes_, MADV_SEQUENTIAL);
   detail::Fnv1a hash;
   hash.add(std::span(map_, map_bytes_).subspan(kHeaderBytes));
+  ::madvise(map, map_bytes_, MADV_RANDOM);
   if (hash.value() != info_.content_hash) {
     fail(path_, fmt::format("the tokens are damaged: their hash is {:016x}, not {:016x}", hash.value(),
                             info_.content_hash));

@@ -1,10 +1,13 @@
 #include "data/token_file.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstring>
 #include <functional>
@@ -14,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "data/sampler.h"
 #include "kernels/error.h"
 #include "tests/data/temporary_folder.h"
 
@@ -211,6 +215,59 @@ TEST(TokenFile, NoticesDamagedTokens) {
   write_file(folder / "t", bytes);
   std::vector<std::int64_t> all(3);
   EXPECT_THROW(TokenFile::open(folder / "t").read(0, all), DataError);
+}
+
+// Pages of [begin, begin + bytes) of a file that are in memory.
+std::int64_t resident_pages(const std::filesystem::path& path, std::int64_t begin, std::size_t bytes) {
+  const auto page = static_cast<std::int64_t>(::sysconf(_SC_PAGESIZE));
+  const int descriptor = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+  void* map = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, descriptor, begin / page * page);
+  ::close(descriptor);
+  std::vector<unsigned char> resident(bytes / static_cast<std::size_t>(page));
+  EXPECT_EQ(::mincore(map, bytes, resident.data()), 0);
+  ::munmap(map, bytes);
+  return std::count_if(resident.begin(), resident.end(),
+                       [](unsigned char flags) { return (flags & 1) != 0; });
+}
+
+// 256 GiB, of which only the pages written here exist: a file that no memory could hold. Opening it and
+// cutting batches out of it must load no more than the pages that are asked for.
+TEST(TokenFile, MayBeLargerThanMemory) {
+  constexpr std::int64_t kTokens = std::int64_t{1} << 37;
+  const TemporaryFolder folder;
+  std::string header = read_file(write_tokens(folder / "t", {7}, 1000)).substr(0, 64);
+  std::memcpy(header.data() + 32, &kTokens, 8);
+  seal(header);
+  write_file(folder / "t", header);
+  const int descriptor = ::open((folder / "t").c_str(), O_RDWR | O_CLOEXEC);
+  ASSERT_GE(descriptor, 0);
+  if (::ftruncate(descriptor, 64 + kTokens * 2) != 0) {
+    ::close(descriptor);
+    GTEST_SKIP() << "this file system holds no sparse file of 256 GiB";
+  }
+  const std::int64_t middle = kTokens / 2 + 12345;
+  for (const std::int64_t at : {middle, kTokens - 1}) {
+    const std::uint16_t id = at == middle ? 501 : 502;
+    ASSERT_EQ(::pwrite(descriptor, &id, 2, 64 + at * 2), 2);
+  }
+  ::close(descriptor);
+
+  const auto file = TokenFile::open(folder / "t");
+  EXPECT_EQ(file.size(), kTokens);
+  std::vector<std::int64_t> window(3);
+  file.read(middle - 1, window);
+  EXPECT_EQ(window, (std::vector<std::int64_t>{0, 501, 0}));
+  EXPECT_EQ(file[kTokens - 1], 502);
+  // The page of the window, and what the kernel maps around it at most (64 KiB), of the 16 MiB around it.
+  EXPECT_LE(resident_pages(folder / "t", 64 + middle * 2 - (8 << 20), 16 << 20) * ::sysconf(_SC_PAGESIZE),
+            128 << 10);
+
+  // Windows from all over the file, of the first epoch and of a late one.
+  const BatchPlan plan{.global_batch = 64, .seq_len = 256, .seed = 3};
+  std::vector<std::int64_t> inputs(64 * 256), targets(64 * 256);
+  for (const std::int64_t step : {0, 1, 1000, 1 << 30}) {
+    EXPECT_NO_THROW(fill_batch(file, plan, step, 0, 64, inputs, targets)) << "step " << step;
+  }
 }
 
 TEST(TokenFile, ServesSeveralThreadsAtOnceAndOutlivesItsReplacement) {
