@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "autograd/arithmetic.h"
 #include "autograd/graph.h"
@@ -85,6 +86,11 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& targets, const CrossEnt
           ? static_cast<double>(rows)
           : sum(logical_not(equal(targets, static_cast<double>(config.ignore_index)))).item();
   return sum(losses) / counted;
+}
+
+Tensor cross_entropy(Tensor&& logits, const Tensor& targets, const CrossEntropyConfig& config) {
+  const Tensor taken = std::move(logits);  // gone when this returns: the graph alone holds them then
+  return cross_entropy(taken, targets, config);
 }
 
 Tensor mse_loss(const Tensor& prediction, const Tensor& target, Reduction reduction) {

@@ -19,9 +19,12 @@ struct CrossEntropyConfig {
 ///
 /// Shapes    logits [..., V], targets [...] in i64 → a scalar, or [...] without reduction; f32 (f64 for f64)
 /// Gradient  softmax(logits) − target, written over the logits if nobody else holds them: there is no second
-///           buffer of their size.
+///           buffer of their size. A variable of the caller holds them; pass std::move(logits), or the result
+///           of the model as it is.
 /// Errors    IndexError for a target outside [0, V). The mean over no target at all is NaN, as in PyTorch.
 [[nodiscard]] Tensor cross_entropy(const Tensor& logits, const Tensor& targets,
+                                   const CrossEntropyConfig& config = {});
+[[nodiscard]] Tensor cross_entropy(Tensor&& logits, const Tensor& targets,
                                    const CrossEntropyConfig& config = {});
 
 /// (prediction − target)², element by element.
