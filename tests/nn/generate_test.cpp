@@ -8,6 +8,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -142,6 +143,18 @@ TEST(Generate, IsAFunctionOfSeedAndPrompt) {
   EXPECT_EQ(text(1, 30), longer);
   RankContext::current().step = 0;
   RankContext::current().seed = 0;
+}
+
+// All tokens are equally likely to a model whose weights are 0. Of 200 tokens drawn anew each, one of 23 is
+// missing with probability 23 · (22/23)²⁰⁰ = 0.3 %.
+TEST(Generate, EachTokenHasADrawOfItsOwn) {
+  const auto model = make_model(kGpt2);
+  {
+    const NoGrad no_grad;
+    for (Tensor parameter : model->parameters()) parameter.zero();
+  }
+  const Ids text = generate(*model, Ids{1}, {.tokens = 200, .seed = 8});
+  EXPECT_EQ(std::set<std::int64_t>(text.begin(), text.end()).size(), 23U);
 }
 
 TEST(Generate, StopsBeforeTheStopTokenAndWhenTheCallerHasEnough) {

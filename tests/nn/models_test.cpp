@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -135,6 +136,18 @@ TEST(Models, BeginWithTheLossOfGuessing) {
     // 4·0.16/16 = 0.04 of 0.
     EXPECT_NEAR(model->loss(x, y).item(), std::log(500.0) + 0.013, 0.05) << sizes;
   }
+}
+
+TEST(Models, Gpt2AddsTheResidualAndNormalisesInOnePass) {
+  Gpt2 model({.vocab = 11, .context = 6, .layers = 2, .heads = 2, .width = 8});
+  int fused = 0;
+  for (const char* path : {"h.0.ln_2", "h.1.ln_2"}) {
+    model.find_module(path).add_forward_hook([&fused](Module&, std::span<Tensor> outputs) {
+      if (outputs.size() == 2) ++fused;  // the sum and its norm; a norm alone has one output
+    });
+  }
+  (void)model.logits(from_vector<std::int64_t>({1, 2, 3}, Shape{1, 3}));
+  EXPECT_EQ(fused, 2);
 }
 
 TEST(Models, TieTheOutputLayerToTheEmbedding) {
