@@ -11,6 +11,8 @@
 #include "autograd/ops.h"
 #include "nn/nn.h"
 #include "optim/adam.h"
+#include "optim/clip.h"
+#include "optim/loss_scale.h"
 #include "optim/sgd.h"
 #include "tensor/context.h"
 #include "tensor/create.h"
@@ -47,7 +49,8 @@ class LeastSquares {
     weight.copy_from(make_targets().transpose(0, 1).reshape({kSize, kSize}) *
                      -1.0);  // far away, exact in bf16
   }
-  void backward() { nn::mse_loss(layer_(inputs_), targets_, Reduction::kSum).backward(); }
+  [[nodiscard]] Tensor loss() { return nn::mse_loss(layer_(inputs_), targets_, Reduction::kSum); }
+  void backward() { loss().backward(); }
   [[nodiscard]] nn::Linear& layer() { return layer_; }
   [[nodiscard]] static Tensor solution() { return make_targets().transpose(0, 1); }
 
@@ -128,6 +131,38 @@ TEST(MixedPrecision, StepsBelowTheResolutionAddUp) {
     previous = p.item();
   }
   EXPECT_EQ(moves, 19);  // 300/4096 of the way in spacings of 1/256 = 18.75
+}
+
+// The largest gradient is 2·2 at first: times 2¹⁴ it is above f16's 65504, times 2¹³ it is not. From 2²⁴ the scale
+// is halved 11 times, after one overflow that the hysteresis forgives: 12 steps are left out, and nothing of
+// them stays. After that all is as in bf16, with f16's u = 2⁻¹¹.
+TEST(MixedPrecision, F16LeavesOutStepsUntilTheLossScaleFitsAndThenFollowsF32) {
+  LeastSquares exact(kF32), low(kF16);
+  const Tensor first = low.layer().weight().clone();
+  Sgd exact_optimizer(exact.layer().named_parameters(), {.lr = 1.0 / 64});
+  Sgd low_optimizer(low.layer().named_parameters(), {.lr = 1.0 / 64});
+  LossScaler scaler = LossScaler::dynamic({.initial_scale_power = 24});
+  int left_out = 0, done = 0;
+  while (done < 400 && left_out < 100) {
+    (low.loss() * scaler.scale()).backward();
+    const GradNorm norm = global_grad_norm(low_optimizer.parameters(), 1.0 / scaler.scale());
+    if (scaler.update(norm.finite(), norm.non_finite)) {
+      low_optimizer.step({.grad_scale = norm.grad_scale});
+      exact.backward();
+      exact_optimizer.step();
+      exact_optimizer.zero_grad();
+      ASSERT_LE(largest_difference(master_of(low_optimizer), exact.layer().weight()), 3.0 / 2048)
+          << "step " << done;
+      ++done;
+    } else {
+      ++left_out;
+      ASSERT_EQ(largest_difference(low.layer().weight(), first), 0.0);
+    }
+    low_optimizer.zero_grad();
+  }
+  EXPECT_EQ(left_out, 12);
+  EXPECT_EQ(scaler.scale(), 8192.0);
+  EXPECT_LE(largest_difference(low.layer().weight(), LeastSquares::solution()), 3.0 / 2048 + 1e-5);
 }
 
 // Losses of the first and of the last step.
