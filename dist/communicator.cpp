@@ -150,10 +150,7 @@ void Communicator::check_layout(const Call& call) const {
                                  dist::name(call.reduce), tessera::name(call.in.dtype), context(call)),
                      call.where);
   }
-  if (call.in.data == call.out.data && call.in.count == call.out.count && call.in.dtype == call.out.dtype &&
-      call.op != Collective::kAllToAll) {
-    return;  // in place
-  }
+  if (call.op == Collective::kAllReduce || call.op == Collective::kBroadcast) return;  // in place: one buffer
   if (call.in.dtype != call.out.dtype) {
     throw DTypeError(fmt::format("{}: input is {}, output is {} {}", dist::name(call.op), tessera::name(call.in.dtype),
                                  tessera::name(call.out.dtype), context(call)),
