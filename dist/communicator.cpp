@@ -16,6 +16,7 @@ namespace tessera::dist {
 namespace detail {
 
 std::string describe(const Call& call) {
+  if (call.op == Collective::kFinish) return "nothing more (it has left the program)";
   std::string arguments;
   const bool moves_data = call.in.data != nullptr || call.in.count > 0 || call.out.count > 0;
   if (moves_data) {

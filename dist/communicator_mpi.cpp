@@ -15,6 +15,7 @@
 #include <cstring>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,6 +34,8 @@ constexpr std::int64_t kTinyBytes = 4096;
 constexpr std::int64_t kPieceBytes = 512 * 1024;
 constexpr int kPiecesUnderWay = 2;
 constexpr std::size_t kDescriptionBytes = 512;
+// How long a rank that fails serves its peers in calls under way.
+constexpr std::chrono::seconds kAbandonTime{1};
 
 /// Owns a duplicate of an MPI communicator, so that nobody else's messages meet ours.
 class MpiComm {
@@ -79,6 +82,7 @@ struct MpiGroup {
   MpiComm control;  // checks; pieces of reductions
   std::vector<MpiOperation*> under_way;
   std::string error;  // once set, the group can't be used any more
+  std::optional<PollingWait::Clock::time_point> abandon_by;  // set when an exception ends the calls under way
   std::uint64_t num_events = 0;
 };
 
@@ -128,8 +132,20 @@ class MpiOperation : public Operation {
   }
 
   void abandon() noexcept override {
-    // MPI can't take a collective back. The process is about to be ended by its job; until then nothing polls.
-    group_->error = "a rank failed while a call was under way";
+    // MPI takes no collective back, and peers that are in the call may be reading this rank's buffers right now, from
+    // memory that is about to be freed: they would crash before the cause is told. So let them finish, but not for long:
+    // those who are not in the call are ended by the job before they come.
+    if (cancel()) return;
+    if (group_->error.empty()) {
+      if (!group_->abandon_by) group_->abandon_by = PollingWait::Clock::now() + kAbandonTime;
+      try {
+        for (PollingWait wait; !is_complete() && PollingWait::Clock::now() < *group_->abandon_by; wait.pause()) {
+          group_->progress_all();
+        }
+      } catch (...) {  // the cause of the exception under way is the one to tell
+      }
+    }
+    if (!is_complete()) group_->error = "a rank failed while a call was under way";
   }
 
   /// One look at what has arrived.
@@ -162,6 +178,8 @@ class MpiOperation : public Operation {
  protected:
   /// Does what can be done now; true once all data has arrived. May be called again after that.
   virtual bool progress() = 0;
+  /// Takes the call back, if it is of a kind that MPI can take back.
+  virtual bool cancel() noexcept { return false; }
 
   [[nodiscard]] MpiGroup& group() const noexcept { return *group_; }
   [[nodiscard]] const Call& call() const noexcept { return call_; }
@@ -283,6 +301,13 @@ class CopyOperation final : public MpiOperation {
                                              static_cast<std::int64_t>(num_bytes)));
     }
     return done != 0;
+  }
+
+  bool cancel() noexcept override {
+    if (message_ == MPI_REQUEST_NULL) return false;
+    MPI_Cancel(&message_);
+    MPI_Request_free(&message_);
+    return true;
   }
 
  private:

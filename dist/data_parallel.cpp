@@ -1,5 +1,6 @@
 #include "dist/data_parallel.h"
 
+#include "autograd/grad_mode.h"
 #include "autograd/graph.h"
 #include "tensor/context.h"
 #include "tensor/create.h"
@@ -8,10 +9,17 @@ namespace tessera::dist {
 namespace {
 
 struct Bucket {
-  Tensor gradients;  // flat
+  Tensor gradients{};  // flat
   std::int64_t num_parameters = 0;
   std::int64_t num_complete = 0;
-  Work work;
+  Work work{};
+};
+
+struct Place {
+  Tensor parameter;
+  std::size_t bucket;
+  std::int64_t offset;
+  Tensor gradient{};  // the view of the bucket that is the parameter's gradient
 };
 
 }  // namespace
@@ -21,12 +29,36 @@ struct DataParallel::State {
 
   Communicator& group;
   std::vector<Bucket> buckets;
+  std::vector<Place> places;
   std::size_t num_started = 0;
   bool reducing = false;
 
-  void gradient_is_complete(std::size_t bucket) {
+  // Gradients may be dropped or replaced between passes: an optimizer's zero_grad drops those that fill a storage of
+  // their own, as in a bucket of one parameter. What is there then is moved into the bucket; it would not be reduced
+  // otherwise.
+  static void attach(Place& place) {
+    const Tensor current = place.parameter.grad();
+    if (!current.defined()) {
+      place.gradient.zero();
+    } else if (current.view().data == place.gradient.view().data) {
+      return;
+    } else {
+      place.gradient.copy_from(current);
+    }
+    place.parameter.set_grad(place.gradient);
+  }
+
+  void attach_all() {
+    const NoGrad no_grad;
+    for (Place& place : places) {
+      if (place.bucket >= num_started) attach(place);
+    }
+  }
+
+  void gradient_is_complete(std::size_t index) {
     if (!reducing) return;
-    ++buckets[bucket].num_complete;
+    attach(places[index]);
+    ++buckets[places[index].bucket].num_complete;
     while (num_started < buckets.size() &&
            buckets[num_started].num_complete == buckets[num_started].num_parameters)
       start_next();
@@ -42,6 +74,7 @@ struct DataParallel::State {
 
   void wait() {
     if (!reducing) return;
+    attach_all();
     while (num_started < buckets.size()) start_next();
     for (Bucket& bucket : buckets) {
       bucket.work.wait();
@@ -57,12 +90,7 @@ DataParallel::DataParallel(const std::vector<std::pair<std::string, Tensor>>& pa
     : state_(std::make_shared<State>(group)) {
   if (group.size() == 1) return;
   // First which parameter goes where, then one buffer for each bucket, then the views.
-  struct Place {
-    Tensor parameter;
-    std::size_t bucket;
-    std::int64_t offset;
-  };
-  std::vector<Place> places;
+  std::vector<Place>& places = state_->places;
   std::vector<std::int64_t> sizes;
   std::vector<DType> dtypes;
   for (auto it = parameters.rbegin(); it != parameters.rend(); ++it) {
@@ -84,21 +112,23 @@ DataParallel::DataParallel(const std::vector<std::pair<std::string, Tensor>>& pa
     bucket.gradients = zeros({sizes[i]}, {.dtype = dtypes[i], .device = places.front().parameter.device()});
     state_->buckets.push_back(std::move(bucket));
   }
-  for (Place& place : places) {
+  for (std::size_t i = 0; i < places.size(); ++i) {
+    Place& place = places[i];
     Bucket& bucket = state_->buckets[place.bucket];
     ++bucket.num_parameters;
     const Shape& shape = place.parameter.shape();
-    place.parameter.set_grad(bucket.gradients.as_strided(shape, contiguous_strides(shape), place.offset));
-    register_accumulated_hook(place.parameter,
-                              [state = std::weak_ptr<State>(state_), bucket = place.bucket](const Tensor&) {
-                                if (const auto alive = state.lock()) alive->gradient_is_complete(bucket);
-                              });
+    place.gradient = bucket.gradients.as_strided(shape, contiguous_strides(shape), place.offset);
+    State::attach(place);
+    register_accumulated_hook(place.parameter, [state = std::weak_ptr<State>(state_), i](const Tensor&) {
+      if (const auto alive = state.lock()) alive->gradient_is_complete(i);
+    });
   }
 }
 
 DataParallel::~DataParallel() = default;
 
 void DataParallel::reduce_in_next_backward(bool reduce) {
+  state_->attach_all();
   state_->reducing = reduce && !state_->buckets.empty();
 }
 

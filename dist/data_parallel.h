@@ -37,8 +37,9 @@ struct DataParallelOptions {
 /// Start     Initial values are equal on every rank by construction (random numbers are functions of the seed,
 ///           the parameter's name and the index): nothing is broadcast.
 /// Cost      2(R−1)/R · bytes of all gradients sent by each rank and step, whatever the accumulation.
-/// Errors    CommError as any collective. Gradients must not be replaced by set_grad or dropped meanwhile; an
-///           optimizer's zero_grad zeroes them in place.
+/// Gradients May be zeroed, dropped or replaced between passes: what is there is moved into the bucket before the
+///           next pass, or when it is complete.
+/// Errors    CommError as any collective.
 /// Threads   Of its rank.
 class DataParallel {
  public:

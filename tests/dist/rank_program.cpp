@@ -1,6 +1,7 @@
 // One program, run by CTest and by launch_test.cpp as threads and under mpiexec:
 //
 //     mpiexec -n 4 dist_ranks behaviours          the whole table of behaviours.h; or those whose name has a part
+//     mpiexec -n 4 dist_ranks parity              trains as one rank does
 //     dist_ranks --ranks 3 fail <how>             one way for a job to end; launch_test.cpp says what must be seen
 //
 // It prints one line a behaviour on rank 0, and "all ranks are done" at the end.
@@ -13,6 +14,7 @@
 
 #include "kernels/error.h"
 #include "tests/dist/behaviours.h"
+#include "tests/dist/training.h"
 
 namespace tessera::dist::testing {
 namespace {
@@ -30,6 +32,27 @@ void run_behaviours(Job& job, std::string_view part) {
   }
   require(count > 0, "no behaviour has that name");
   job.log(fmt::format("{} behaviours hold on {} ranks ({})", count, job.size(), job.backend()));
+}
+
+// Tiers T1 and T2 as in data_parallel_test.cpp. Each rank also trains alone, and compares.
+void check_parity(Job& job) {
+  for (const std::string& model : {kGpt2, kLlama}) {
+    for (const DType dtype : {kF64, kF32}) {
+      for (const std::int64_t micro_batch : {0, 2}) {
+        Training training{.model = model, .dtype = dtype, .micro_batch = micro_batch, .bucket_bytes = 4096};
+        if (kGlobalBatch / job.size() % 2 != 0) training.micro_batch = 0;
+        const Trained together = train(training, job.world());
+        const Trained alone = train_alone(training);
+        const double loss = largest_loss_difference(together, alone);
+        const double weight = largest_weight_difference(together, alone);
+        require(together.initial_weights == alone.initial_weights, "initial weights");
+        require(loss <= (dtype == kF64 ? 1e-10 : 1e-6), fmt::format("losses differ by {}", loss));
+        require(dtype == kF32 || weight <= 1e-10, fmt::format("weights differ by {}", weight));
+        job.log(fmt::format("{} in {}, {} sequences a pass: losses differ by {:.1e}, weights by {:.1e}",
+                            model, name(dtype), training.micro_batch, loss, weight));
+      }
+    }
+  }
 }
 
 // In all of these the last rank does what is wrong, and the others wait for it.
@@ -151,6 +174,8 @@ int main(int argc, char** argv) {
   return dist::run(options, [&](dist::Job& job) {
     if (what == "behaviours") {
       dist::testing::run_behaviours(job, which);
+    } else if (what == "parity") {
+      dist::testing::check_parity(job);
     } else {
       dist::testing::fail(job, which);
     }
