@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <array>
+#include <compare>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <vector>
 
 #include "data/atomic_file.h"
 #include "kernels/error.h"
@@ -83,23 +85,49 @@ fs::path resolve(const fs::path& folder) {
   return folder / name;
 }
 
-void remove_older(const fs::path& run_folder, int keep) {
-  std::vector<fs::path> folders;
+// A folder name for a checkpoint of `step` that is not taken: one that was saved before stays whole until `latest` names
+// the new one.
+std::string free_folder_name(const fs::path& run_folder, std::int64_t step) {
+  const std::string name = step_folder_name(step);
+  if (!fs::exists(run_folder / name)) return name;
+  int copy = 2;
+  while (fs::exists(run_folder / fmt::format("{}.{}", name, copy))) ++copy;
+  return fmt::format("{}.{}", name, copy);
+}
+
+// Keeps `current` and, of the others, the keep − 1 written last; not those of the highest steps, which may be left from a
+// run that was given up. Another one of the same step has been replaced.
+void remove_older(const fs::path& run_folder, const std::string& current, std::int64_t step, int keep) {
+  struct Folder {
+    fs::file_time_type time;
+    fs::path path;
+    auto operator<=>(const Folder&) const = default;
+  };
+  std::vector<Folder> others;
   std::error_code ignored;  // cleaning up must not fail a save that succeeded
   for (const auto& entry : fs::directory_iterator(run_folder, ignored)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with("step-") && !name.ends_with(".tmp")) folders.push_back(entry.path());
+    const bool unfinished = name.ends_with(".tmp");  // of a save that was killed
+    if (unfinished && name.starts_with(kLatestFile)) fs::remove(entry.path(), ignored);
+    if (!name.starts_with("step-") || name == current) continue;
+    const bool replaced = name == step_folder_name(step) || name.starts_with(step_folder_name(step) + ".");
+    if (replaced || unfinished) {
+      fs::remove_all(entry.path(), ignored);
+    } else {
+      others.push_back({fs::last_write_time(entry.path() / kIndexFile, ignored), entry.path()});
+    }
   }
-  std::ranges::sort(folders, std::greater());
-  for (std::size_t i = static_cast<std::size_t>(std::max(keep, 1)); i < folders.size(); ++i)
-    fs::remove_all(folders[i], ignored);
+  std::ranges::sort(others, std::greater());
+  for (std::size_t i = static_cast<std::size_t>(std::max(keep, 1)) - 1; i < others.size(); ++i)
+    fs::remove_all(others[i].path, ignored);
 }
 
 }  // namespace
 
 void save_checkpoint(const fs::path& run_folder, const Checkpoint& checkpoint, int keep) {
   data::create_folder(run_folder);
-  const fs::path final_folder = run_folder / step_folder_name(checkpoint.step);
+  const std::string name = free_folder_name(run_folder, checkpoint.step);
+  const fs::path final_folder = run_folder / name;
   const fs::path temporary = final_folder.string() + ".tmp";
   std::error_code ignored;
   fs::remove_all(temporary, ignored);  // of a save that was killed
@@ -116,10 +144,9 @@ void save_checkpoint(const fs::path& run_folder, const Checkpoint& checkpoint, i
     data::AtomicFile index_file(temporary / kIndexFile);
     index_file.write(index.dump(1));
     index_file.commit();
-    fs::remove_all(final_folder);  // the same step saved again
     fs::rename(temporary, final_folder);
     data::AtomicFile latest(run_folder / kLatestFile);
-    latest.write(final_folder.filename().string() + "\n");
+    latest.write(name + "\n");
     latest.commit();  // brings the run folder's names to the disk as well
   } catch (const fs::filesystem_error& error) {
     fs::remove_all(temporary, ignored);
@@ -128,7 +155,7 @@ void save_checkpoint(const fs::path& run_folder, const Checkpoint& checkpoint, i
     fs::remove_all(temporary, ignored);
     throw;
   }
-  remove_older(run_folder, keep);
+  remove_older(run_folder, name, checkpoint.step, keep);
 }
 
 bool has_checkpoint(const fs::path& folder) {
