@@ -19,8 +19,21 @@ void check_name(const char* what, const std::string& name, std::span<const std::
       fmt::format("config: {} '{}' is unknown; did you mean '{}'?", what, name, nearest_name(name, known)));
 }
 
+// Sequences: no run has more, and products of two such numbers and any number of ranks do not overflow.
+constexpr std::int64_t kLargestSize = std::int64_t{1} << 25;
+
 void check_positive_or_unset(const char* key, std::int64_t value) {
-  if (value < 0) throw ConfigError(fmt::format("config: {} must be positive, but it is {}", key, value));
+  if (value < 0 || value > kLargestSize) {
+    throw ConfigError(fmt::format("config: {} must be from 1 to 2^25, but it is {}", key, value));
+  }
+}
+
+// A size that is given must be positive; 0 stands for one that is not.
+std::int64_t read_size(ConfigFile& file, const char* key) {
+  const auto value = file.integer(key);
+  if (value && *value < 1)
+    throw ConfigError(fmt::format("config: {} must be at least 1, but it is {}", key, *value));
+  return value.value_or(0);
 }
 
 Config::Optimizer read_optimizer(ConfigFile section) {
@@ -53,24 +66,32 @@ Config::Scheduler read_scheduler(ConfigFile section) {
        {"lr_range_test_min_lr", "lr_range_test_step_size", "lr_range_test_step_rate",
         "lr_range_test_staircase"}},
       {"OneCycle",
-       {"cycle_min_lr", "cycle_max_lr", "decay_lr_rate", "cycle_first_step_size", "cycle_second_step_size",
-        "cycle_first_stair_count", "cycle_second_stair_count", "decay_step_size", "cycle_min_mom",
-        "cycle_max_mom", "decay_mom_rate"}},
+       {"cycle_momentum", "cycle_min_lr", "cycle_max_lr", "decay_lr_rate", "cycle_first_step_size",
+        "cycle_second_step_size", "cycle_first_stair_count", "cycle_second_stair_count", "decay_step_size",
+        "cycle_min_mom", "cycle_max_mom", "decay_mom_rate"}},
       {"WarmupLR", {"warmup_min_lr", "warmup_max_lr", "warmup_num_steps"}},
       {"WarmupDecayLR", {"total_num_steps", "warmup_min_lr", "warmup_max_lr", "warmup_num_steps"}},
       {"WarmupCosineLR", {"total_num_steps", "warmup_min_ratio", "warmup_num_steps", "cos_min_ratio"}}};
   Config::Scheduler scheduler;
   const auto type = section.text("type");
   ConfigFile params = section.section("params");
-  if (!type) return scheduler;
+  if (!type) {
+    params.refuse_unknown("scheduler.type says whose parameters these are, and it is missing");
+    return scheduler;
+  }
   std::vector<std::string> types;
   for (const auto& [name, keys] : kParams) types.push_back(name);
   check_name("scheduler", *type, types);
   scheduler.type = *type;
+  static const std::array<std::string, 2> kFlags{"lr_range_test_staircase", "cycle_momentum"};
   for (const char* key : kParams.at(*type)) {
-    if (const auto value = params.number(key)) scheduler.params[key] = *value;
+    if (std::ranges::find(kFlags, key) != kFlags.end()) {
+      if (const auto value = params.boolean(key)) scheduler.params[key] = *value ? 1.0 : 0.0;
+    } else if (const auto value = params.number(key)) {
+      scheduler.params[key] = *value;
+    }
   }
-  if (*type == "WarmupLR" || *type == "WarmupDecayLR") {
+  if (*type == "WarmupLR" || *type == "WarmupDecayLR" || *type == "WarmupCosineLR") {
     static const std::array<std::string, 2> kWarmups{"log", "linear"};
     scheduler.warmup_type = params.text("warmup_type").value_or("log");
     check_name("warmup_type", scheduler.warmup_type, kWarmups);
@@ -107,23 +128,28 @@ BatchSizes resolve_batch_sizes(const BatchSizes& given, std::int64_t ranks,
   if (sizes.accumulation == 0) sizes.accumulation = per_rank / sizes.micro_batch;
   const std::int64_t product = sizes.micro_batch * sizes.accumulation * ranks;
   if (product != sizes.global || product == 0) {
-    const std::int64_t unit = ranks * std::max<std::int64_t>(given.micro_batch, 1) *
-                              std::max<std::int64_t>(given.micro_batch != 0 ? 1 : given.accumulation, 1);
+    // A batch must be a multiple of what is fixed.
+    const std::int64_t unit =
+        std::max<std::int64_t>(given.micro_batch, 1) * std::max<std::int64_t>(given.accumulation, 1) * ranks;
     const std::int64_t below = sizes.global / unit * unit;
-    throw ConfigError(fmt::format(
-        "config: train_batch_size = micro_batch x accumulation x ranks does not hold: {} != {} x {} "
-        "x {} = {}; a batch of {}{} works",
-        sizes.global, sizes.micro_batch, sizes.accumulation, ranks, product,
-        below > 0 ? fmt::format("{} or ", below) : std::string(), below + unit));
+    std::string works = std::to_string(unit);  // all is given: there is one answer
+    if (given.micro_batch == 0 || given.accumulation == 0) {
+      works = below > 0 ? fmt::format("{} or {}", below, below + unit) : std::to_string(unit);
+    }
+    throw ConfigError(
+        fmt::format("config: train_batch_size = micro_batch x accumulation x ranks does not hold: {} != {} x "
+                    "{} x {} = {}; a batch "
+                    "of {} works",
+                    sizes.global, sizes.micro_batch, sizes.accumulation, ranks, product, works));
   }
   return sizes;
 }
 
 Config Config::read(ConfigFile& file) {
   Config config;
-  config.batch.global = file.integer("train_batch_size").value_or(0);
-  config.batch.micro_batch = file.integer("train_micro_batch_size_per_gpu").value_or(0);
-  config.batch.accumulation = file.integer("gradient_accumulation_steps").value_or(0);
+  config.batch.global = read_size(file, "train_batch_size");
+  config.batch.micro_batch = read_size(file, "train_micro_batch_size_per_gpu");
+  config.batch.accumulation = read_size(file, "gradient_accumulation_steps");
   config.gradient_clipping = file.number("gradient_clipping").value_or(config.gradient_clipping);
   config.steps_per_print = file.integer("steps_per_print").value_or(config.steps_per_print);
   config.optimizer = read_optimizer(file.section("optimizer"));

@@ -6,7 +6,9 @@
 #include <cmath>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "kernels/error.h"
 #include "kernels/suggest.h"
@@ -48,8 +50,17 @@ ConfigFile ConfigFile::load(const std::filesystem::path& path) {
 ConfigFile ConfigFile::parse(const std::string& json, const std::string& origin) {
   auto object = std::make_shared<Object>();
   object->place = origin;
+  std::vector<std::set<std::string>> keys;  // of the objects around the place that is read
+  const auto refuse_twice_given = [&](int /*depth*/, Json::parse_event_t event, Json& parsed) {
+    if (event == Json::parse_event_t::object_start) keys.emplace_back();
+    if (event == Json::parse_event_t::object_end) keys.pop_back();
+    if (event == Json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second) {
+      throw ConfigError(fmt::format("{}: key {} is given twice", origin, parsed.dump()));
+    }
+    return true;
+  };
   try {
-    object->json = Json::parse(json, nullptr, /*allow_exceptions=*/true, /*ignore_comments=*/true);
+    object->json = Json::parse(json, refuse_twice_given, /*allow_exceptions=*/true, /*ignore_comments=*/true);
   } catch (const Json::exception& error) {
     throw ConfigError(fmt::format("{}: is not valid JSON: {}", origin, error.what()));
   }
@@ -60,6 +71,10 @@ ConfigFile ConfigFile::parse(const std::string& json, const std::string& origin)
 std::optional<std::int64_t> ConfigFile::integer(const std::string& key) {
   const Json* value = object_->find(key);
   if (value == nullptr) return std::nullopt;
+  constexpr auto kLargest = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+  if (value->is_number_unsigned() && value->get<std::uint64_t>() > kLargest) {
+    object_->reject(key, "an integer below 2^63", *value);
+  }
   if (value->is_number_integer()) return value->get<std::int64_t>();
   if (value->is_number_float()) {
     const double number = value->get<double>();
@@ -113,13 +128,14 @@ ConfigFile ConfigFile::section(const std::string& key) {
 
 bool ConfigFile::contains(const std::string& key) const { return object_->json.contains(key); }
 
-void ConfigFile::refuse_unknown() const {
+void ConfigFile::refuse_unknown(std::string_view reason) const {
   for (const auto& [key, value] : object_->json.items()) {
     if (std::ranges::find(object_->known, key) != object_->known.end()) continue;
     const std::string nearest = nearest_name(key, object_->known);
-    throw ConfigError(
-        fmt::format("{}: unknown key '{}'{}", object_->place, key,
-                    nearest.empty() ? std::string() : fmt::format("; did you mean '{}'?", nearest)));
+    const std::string advice = !reason.empty()    ? fmt::format("; {}", reason)
+                               : !nearest.empty() ? fmt::format("; did you mean '{}'?", nearest)
+                                                  : "";
+    throw ConfigError(fmt::format("{}: unknown key '{}'{}", object_->place, key, advice));
   }
   for (const auto& section : object_->sections) ConfigFile(section).refuse_unknown();
 }
