@@ -112,6 +112,7 @@ PrepareResult prepare(const PrepareOptions& options) {
 
   const Tokenizer tokenizer =
       options.tokenizer ? *options.tokenizer : train_tokenizer(read_sample(text, split, options), options);
+  if (options.check_tokenizer) options.check_tokenizer(tokenizer);
   const std::int64_t vocab_size = tokenizer.vocab_size();
   const std::uint64_t vocabulary_hash = tokenizer.vocabulary_hash();
 

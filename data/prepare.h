@@ -32,6 +32,9 @@ struct PrepareOptions {
   /// The text is read and encoded in parts of this size; it has no influence on the ids.
   std::int64_t chunk_bytes = 4 << 20;
 
+  /// Called with the tokenizer before anything is written with it. May throw to stop; nothing is left then.
+  std::function<void(const Tokenizer& tokenizer)> check_tokenizer = {};
+
   /// Called often, with bytes (merges for kTrainTokenizer) done and in all. May throw to stop; nothing is
   /// left then.
   std::function<void(PrepareStage stage, std::int64_t done, std::int64_t total)> progress = {};

@@ -8,7 +8,7 @@
 
 #include "data/prepare.h"
 #include "dist/job.h"
-#include "examples/gpt2/command_line.h"
+#include "examples/command_line.h"
 #include "examples/gpt2/evaluation.h"
 #include "examples/gpt2/saved_model.h"
 #include "examples/gpt2/train_log.h"
@@ -47,6 +47,7 @@ void evaluate(const Options& options, dist::Job& job) {
 
 int main(int argc, char** argv) {
   CLI::App app("Measures a model that gpt2_train saved: loss, perplexity, bits per byte.", "gpt2_evaluate");
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   Options options;
   app.add_option("--model", options.model, "Folder that gpt2_train saved to (--out)")->capture_default_str();
   app.add_option("--data", options.data, "Folder that gpt2_prepare made")->capture_default_str();
@@ -54,20 +55,21 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::IsMember({"validation", "train"}));
   app.add_option("--seq", options.evaluation.seq, "Tokens per window [those of the training]")
-      ->check(CLI::PositiveNumber);
+      ->check(examples::at_least(1));
   app.add_option(
          "--stride", options.evaluation.stride,
          "Tokens from window to window; below --seq, windows overlap and each token sees more text before it "
          "[--seq]")
-      ->check(CLI::PositiveNumber);
+      ->check(examples::at_least(1));
   app.add_option("--batch", options.evaluation.batch, "Windows per pass")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(examples::at_least(1));
   app.add_option("--tokens", options.evaluation.max_tokens, "Look at this many only; 0: all")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(examples::at_least(0));
   app.add_option("--ranks", options.job.ranks, "Ranks as threads of this process; not under mpiexec [1]");
   app.add_option("--threads", options.job.threads, "Threads of each rank [cores / ranks]");
-  gpt2::parse_or_exit(app, argc, argv);
+  examples::parse_or_exit(app, argc, argv);
+  options.job.handle_signals = false;  // nothing to save: Ctrl-C ends it at once
   return dist::run(options.job, [&](dist::Job& job) { evaluate(options, job); });
 }

@@ -42,9 +42,13 @@ Evaluation evaluate(nn::LanguageModel& model, const data::TokenFile& file, dist:
   const bool was_training = model.training();
   model.eval();
   // Sum and count in f64: exact for the count, and the same sum of window losses on any number of ranks but for rounding.
-  std::array<double, 2> sums{0.0, 0.0};
+  std::array<double, 3> sums{0.0, 0.0, 0.0};  // of losses, of targets, of ranks that were stopped
   for (std::int64_t first = group.rank() * options.batch; first < num_windows;
        first += group.size() * options.batch) {
+    if (options.stop && options.stop()) {
+      sums[2] = 1.0;
+      break;
+    }
     const std::int64_t rows = std::min(options.batch, num_windows - first);
     std::vector<std::int64_t> inputs(static_cast<std::size_t>(rows * seq)), targets(inputs.size());
     static_cast<void>(windows.fill(file, first, rows, inputs, targets));
@@ -61,6 +65,7 @@ Evaluation evaluate(nn::LanguageModel& model, const data::TokenFile& file, dist:
   return {.nats = sums[0],
           .tokens = static_cast<std::int64_t>(sums[1]),
           .whole_file = num_windows == windows.size(),
+          .stopped = sums[2] != 0.0,
           .source_bytes = file.info().source_bytes,
           .first_token_bits = std::log2(static_cast<double>(file.info().vocab_size)),
           .file_tokens = static_cast<double>(file.size())};

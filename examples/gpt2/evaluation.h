@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "data/token_file.h"
 #include "dist/communicator.h"
@@ -9,16 +10,18 @@
 namespace gpt2 {
 
 struct EvaluationOptions {
-  std::int64_t seq = 0;         ///< tokens per window; 0: the model's context
-  std::int64_t stride = 0;      ///< from window to window; 0: seq, no overlap
-  std::int64_t batch = 8;       ///< windows per pass of a rank
-  std::int64_t max_tokens = 0;  ///< targets to look at, from the start of the file; 0: all
+  std::int64_t seq = 0;                  ///< tokens per window; 0: the model's context
+  std::int64_t stride = 0;               ///< from window to window; 0: seq, no overlap
+  std::int64_t batch = 8;                ///< windows per pass of a rank
+  std::int64_t max_tokens = 0;           ///< targets to look at, from the start of the file; 0: all
+  std::function<bool()> stop = nullptr;  ///< asked between passes; true on any rank ends the evaluation early
 };
 
 struct Evaluation {
   double nats = 0.0;        ///< sum of −ln p over the targets
   std::int64_t tokens = 0;  ///< targets
   bool whole_file = false;
+  bool stopped = false;           ///< by EvaluationOptions::stop: the figures mean nothing
   std::int64_t source_bytes = 0;  ///< text behind the file's tokens, the first of them included
   double first_token_bits = 0.0;  ///< for the token that nothing precedes: log2(vocabulary)
   double file_tokens = 0;         ///< of the file

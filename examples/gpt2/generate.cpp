@@ -9,7 +9,7 @@
 
 #include "data/token_stream.h"
 #include "dist/job.h"
-#include "examples/gpt2/command_line.h"
+#include "examples/command_line.h"
 #include "examples/gpt2/saved_model.h"
 #include "kernels/error.h"
 
@@ -30,10 +30,12 @@ void print(std::string_view text) {
 }
 
 void generate(const Options& options, dist::Job& job) {
+  if (!job.is_root()) return;  // one text, under mpiexec too
+  if (options.prompt.empty())
+    throw ConfigError("--prompt: is empty; give at least one character to begin with");
   gpt2::SavedModel saved = gpt2::load_saved_model(options.model);
   std::vector<std::int64_t> prompt;
   for (const std::int32_t id : saved.tokenizer.encode(options.prompt)) prompt.push_back(id);
-  if (prompt.empty()) throw ConfigError("--prompt: give at least one character to begin with");
 
   // Text is shown as it comes.
   data::StreamDecoder decoder(saved.tokenizer);
@@ -51,19 +53,24 @@ void generate(const Options& options, dist::Job& job) {
 
 int main(int argc, char** argv) {
   CLI::App app("Continues a prompt with a model that gpt2_train saved.", "gpt2_generate");
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   Options options;
   app.add_option("--model", options.model, "Folder that gpt2_train saved to (--out)")->capture_default_str();
   app.add_option("--prompt", options.prompt, "The text to go on from")->required();
   app.add_option("--tokens", options.generation.tokens, "New tokens")
       ->capture_default_str()
-      ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 40));
+      ->check(examples::at_least(0));
   app.add_option("--temperature", options.generation.temperature,
                  "Below 1 safer, above 1 wilder; 0: always the likeliest token")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(examples::at_least(0));
   app.add_option("--top-k", options.generation.top_k, "Choose among the k likeliest tokens; 0: all")
-      ->capture_default_str();
-  app.add_option("--seed", options.generation.seed, "Another seed, another text")->capture_default_str();
+      ->capture_default_str()
+      ->check(examples::at_least(0));
+  app.add_option("--seed", options.generation.seed, "Another seed, another text")
+      ->capture_default_str()
+      ->check(examples::at_least(0));
   app.add_option("--threads", options.job.threads, "Threads [cores]");
-  gpt2::parse_or_exit(app, argc, argv);
+  examples::parse_or_exit(app, argc, argv);
   return dist::run(options.job, [&](dist::Job& job) { generate(options, job); });
 }

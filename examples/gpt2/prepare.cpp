@@ -19,13 +19,13 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
-#include <exception>
+#include <filesystem>
 #include <string>
 
+#include "examples/command_line.h"
 #include "kernels/error.h"
 
 namespace {
@@ -33,6 +33,7 @@ namespace {
 using tessera::data::PrepareOptions;
 using tessera::data::PrepareResult;
 using tessera::data::PrepareStage;
+using tessera::data::Tokenizer;
 
 volatile std::sig_atomic_t interrupted = 0;
 
@@ -70,6 +71,20 @@ void report_progress(PrepareStage stage, std::int64_t done, std::int64_t total) 
   if (done == total) fmt::print(stderr, "\r{:30}\r", "");
 }
 
+// Asked before anything is written. A model that gpt2_train saved here knows its tokens by their numbers: with another
+// tokenizer beside it, it could not be used any more.
+void keep_tokenizer_of_saved_model(const std::filesystem::path& out, const Tokenizer& tokenizer) {
+  if (!std::filesystem::exists(out / "latest") ||
+      !std::filesystem::exists(out / tessera::data::kTokenizerFile))
+    return;
+  if (Tokenizer::load(out).vocabulary_hash() == tokenizer.vocabulary_hash()) return;
+  throw tessera::DataError(
+      fmt::format("--out {}: holds a model that was trained with another vocabulary; choose another folder, "
+                  "or keep its vocabulary "
+                  "with --tokenizer {}",
+                  out.string(), out.string()));
+}
+
 void print_row(const char* part, std::int64_t bytes, std::int64_t tokens) {
   fmt::print("{:<11} {:>14} {:>14} {:>17.2f}\n", part, with_commas(bytes), with_commas(tokens),
              static_cast<double>(bytes) / static_cast<double>(tokens));
@@ -101,16 +116,12 @@ void run(const PrepareOptions& options) {
   fmt::print("done in {:.1f} s\n", seconds.count());
 }
 
-// Not fmt::print, which throws where nothing can be printed.
-void print_error(const std::exception& error) {
-  std::fputs(("gpt2_prepare: " + std::string(error.what()) + "\n").c_str(), stderr);
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
   CLI::App app("Makes a text ready for training: writes tokenizer.json, train.tokens and validation.tokens.",
                "gpt2_prepare");
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   PrepareOptions options;
   std::string text, out, tokenizer;
   app.add_option("--text", text, "The text, any bytes; UTF-8 gives the best tokens")->required();
@@ -122,26 +133,18 @@ int main(int argc, char** argv) {
   app.add_option("--validation", options.validation_fraction,
                  "Part of the bytes that is held out, at the text's end")
       ->capture_default_str();
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;  // --help ends here, too
-  }
+  examples::parse_or_exit(app, argc, argv);
 
-  std::signal(SIGINT, [](int) { interrupted = 1; });
-  try {
+  for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, [](int) { interrupted = 1; });
+  std::signal(SIGXFSZ, SIG_IGN);  // a file beyond `ulimit -f` is then a failed write, with a message
+  return examples::run_program("gpt2_prepare", [&] {
     options.text = text;
     options.out = out;
-    if (!tokenizer.empty()) options.tokenizer = tessera::data::Tokenizer::load(tokenizer);
+    if (!tokenizer.empty()) options.tokenizer = Tokenizer::load(tokenizer);
     options.progress = report_progress;
+    options.check_tokenizer = [&](const Tokenizer& used) {
+      keep_tokenizer_of_saved_model(options.out, used);
+    };
     run(options);
-    if (std::fflush(stdout) != 0) throw tessera::FileError("cannot write to standard output");
-    return 0;
-  } catch (const tessera::Error& error) {
-    print_error(error);
-    return error.exit_code();
-  } catch (const std::exception& error) {
-    print_error(error);
-    return 1;
-  }
+  });
 }

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
+
 #include "kernels/error.h"
 #include "nn/model_factory.h"
 
@@ -21,6 +23,16 @@ std::string metadata(const tessera::dist::Checkpoint& checkpoint, const std::fil
   return found->second;
 }
 
+std::int64_t whole_number(const std::string& text, const std::filesystem::path& folder, const char* key) {
+  std::int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) {
+    throw DataError(
+        fmt::format("{}: the checkpoint's '{}' is '{}', not a number", folder.string(), key, text));
+  }
+  return value;
+}
+
 }  // namespace
 
 std::string hash_text(std::uint64_t hash) { return fmt::format("{:016x}", hash); }
@@ -33,7 +45,7 @@ SavedModel load_saved_model(const std::filesystem::path& folder) {
       .model = nullptr,
       .tokenizer = Tokenizer::load(is_run_folder ? folder : std::filesystem::absolute(folder).parent_path()),
       .step = checkpoint.step,
-      .seq = std::stoll(metadata(checkpoint, folder, kSeqKey))};
+      .seq = whole_number(metadata(checkpoint, folder, kSeqKey), folder, kSeqKey)};
   const std::string vocabulary = metadata(checkpoint, folder, kVocabularyKey);
   if (vocabulary != hash_text(saved.tokenizer.vocabulary_hash())) {
     throw DataError(fmt::format("{}: the tokenizer has the vocabulary {}, but the model was trained with {}",

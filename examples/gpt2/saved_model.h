@@ -16,6 +16,9 @@ namespace gpt2 {
 inline constexpr const char* kModelKey = "model";            ///< LanguageModel::description()
 inline constexpr const char* kSeqKey = "seq";                ///< tokens per sequence that it was trained on
 inline constexpr const char* kVocabularyKey = "vocabulary";  ///< Tokenizer::vocabulary_hash() in hexadecimal
+inline constexpr const char* kDTypeKey = "dtype";            ///< of parameters and activations in training
+inline constexpr const char* kBatchKey = "batch";            ///< sequences per step
+inline constexpr const char* kSeedKey = "seed";  ///< of initial weights, order of samples and dropout
 
 /// A model as gpt2_train saves it: what generation and evaluation need.
 struct SavedModel {

@@ -9,14 +9,15 @@
 
 #include <fmt/format.h>
 
-#include <cmath>
+#include <csignal>
+#include <exception>
 #include <filesystem>
 #include <optional>
 
 #include "data/atomic_file.h"
 #include "data/prepare.h"
 #include "data/tokenizer.h"
-#include "examples/gpt2/command_line.h"
+#include "examples/command_line.h"
 #include "examples/gpt2/evaluation.h"
 #include "examples/gpt2/saved_model.h"
 #include "examples/gpt2/trainer.h"
@@ -58,15 +59,18 @@ void claim_output_folder(const TrainOptions& options, const data::Tokenizer& tok
                     options.out.string()));
   }
   data::create_folder(options.out);
-  if (options.resume && fs::exists(options.out / data::kTokenizerFile)) {
-    const auto there = data::Tokenizer::load(options.out);
-    if (there.vocabulary_hash() != tokenizer.vocabulary_hash()) {
-      throw DataError(fmt::format("--out {}: its tokenizer has another vocabulary than --data {}",
-                                  options.out.string(), options.data.string()));
-    }
+  if (!fs::exists(options.out / data::kTokenizerFile)) {
+    tokenizer.save(options.out);
     return;
   }
-  tokenizer.save(options.out);
+  // Tokens or a model that were made with the tokenizer that is there would lose their meaning with another.
+  const auto there = data::Tokenizer::load(options.out);
+  if (there.vocabulary_hash() != tokenizer.vocabulary_hash()) {
+    throw DataError(fmt::format(
+        "--out {}: its tokenizer has another vocabulary than that of --data {}; choose another folder",
+        options.out.string(), options.data.string()));
+  }
+  { const data::AtomicFile attempt(options.out / "latest"); }  // can it be written to?
 }
 
 void print_overview(const TrainOptions& options, dist::Job& job, Trainer& trainer, const Corpus& corpus) {
@@ -99,8 +103,12 @@ void train(const TrainOptions& options, dist::Job& job) {
   const Corpus corpus = open_corpus(options.data);
   Trainer trainer(options, job, corpus.train);
   job.on_root([&] { claim_output_folder(options, corpus.tokenizer); });
-  if (options.resume && dist::has_checkpoint(options.out))
-    trainer.restore(dist::load_checkpoint(options.out));
+  data::Metadata resumed;
+  if (options.resume && dist::has_checkpoint(options.out)) {
+    const dist::Checkpoint checkpoint = dist::load_checkpoint(options.out);
+    trainer.restore(checkpoint);
+    resumed = checkpoint.metadata;
+  }
   const std::int64_t first_step = trainer.steps_done();
 
   if (job.is_root()) print_overview(options, job, trainer, corpus);
@@ -108,6 +116,13 @@ void train(const TrainOptions& options, dist::Job& job) {
     job.log(first_step == 0 ? fmt::format("--resume: no checkpoint in {}, starting from the beginning",
                                           options.out.string())
                             : fmt::format("resuming after step {}", with_commas(first_step)));
+  }
+  const std::string batch = std::to_string(trainer.batch().global), seq = std::to_string(trainer.seq());
+  if (first_step > 0 && (resumed[kBatchKey] != batch || resumed[kSeqKey] != seq)) {
+    job.log(fmt::format(
+        "note: until here a step had {} sequences of {} tokens, from now on {} of {}; the order of the "
+        "samples is another than in one run",
+        resumed[kBatchKey], resumed[kSeqKey], batch, seq));
   }
   std::optional<StepLog> log, csv;
   job.on_root([&] {
@@ -119,8 +134,10 @@ void train(const TrainOptions& options, dist::Job& job) {
 
   const auto validate = [&] {
     const Evaluation result = evaluate(trainer.model(), corpus.validation, job.world(),
-                                       {.seq = trainer.seq(), .max_tokens = options.eval_tokens});
-    progress.note(describe(result, trainer.steps_done()));
+                                       {.seq = trainer.seq(), .max_tokens = options.eval_tokens, .stop = [&] {
+                                          return job.stop_requested();
+                                        }});
+    if (!result.stopped) progress.note(describe(result, trainer.steps_done()));
   };
   std::int64_t saved_step = first_step == 0 ? -1 : first_step;
   const auto save = [&] {
@@ -130,13 +147,20 @@ void train(const TrainOptions& options, dist::Job& job) {
   };
 
   bool stopped = false;
+  std::exception_ptr log_failure;  // root's
   while (trainer.steps_done() < options.steps && !stopped) {
     const StepReport report = trainer.step();
     stopped = report.stop;
-    if (job.is_root()) {
-      log->write(report);
-      csv->write(report);
+    if (job.is_root() && !log_failure) {
       progress.step(report);
+      try {
+        log->write(report);
+        csv->write(report);
+      } catch (const FileError&) {
+        // The disk of the log is full; what was learned so far need not be lost with it.
+        log_failure = std::current_exception();
+        trainer.request_stop();
+      }
     }
     const bool last = report.step == options.steps;
     if (!stopped && !last && options.eval_every > 0 && report.step % options.eval_every == 0) validate();
@@ -144,6 +168,9 @@ void train(const TrainOptions& options, dist::Job& job) {
   }
   progress.end();
   if (saved_step != trainer.steps_done()) save();
+  job.on_root([&] {
+    if (log_failure) std::rethrow_exception(log_failure);
+  });
   if (!stopped) validate();
   job.log(stopped ? fmt::format("stopped after step {}; saved in {}, go on with --resume",
                                 with_commas(trainer.steps_done()), options.out.string())
@@ -154,9 +181,10 @@ void train(const TrainOptions& options, dist::Job& job) {
 }  // namespace gpt2
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a file beyond `ulimit -f` is then a failed write, with a message
   std::optional<gpt2::TrainOptions> options;
   const int status =
-      gpt2::run_program("gpt2_train", [&] { options = gpt2::parse_train_options(argc, argv); });
+      examples::run_program("gpt2_train", [&] { options = gpt2::parse_train_options(argc, argv); });
   if (status != 0) return status;
   return tessera::dist::run(options->job, [&](tessera::dist::Job& job) { gpt2::train(*options, job); });
 }

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -70,9 +71,9 @@ std::int64_t step_of(const std::string& line) {
   return error == std::errc() && *end == ',' ? step : -1;
 }
 
-void drop_later_steps(const std::filesystem::path& path, std::int64_t steps_done) {
+void drop_later_steps(const std::filesystem::path& path, std::int64_t steps_done, std::string kept) {
   std::ifstream in(path);
-  std::string kept, line;
+  std::string line;
   while (std::getline(in, line)) {
     const std::int64_t step = step_of(line);
     if (step >= 1 && step <= steps_done) kept += line + '\n';
@@ -90,7 +91,7 @@ StepLog::StepLog(std::filesystem::path path, Format format, std::int64_t steps_d
   if (path_.empty()) return;
   if (path_.has_parent_path()) tessera::data::create_folder(path_.parent_path());
   const bool go_on = steps_done > 0 && std::filesystem::is_regular_file(path_);
-  if (go_on && format_ == Format::kJsonLines) drop_later_steps(path_, steps_done);
+  if (go_on) drop_later_steps(path_, steps_done, format_ == Format::kCsv ? csv_header() + '\n' : "");
   descriptor_ = open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | (go_on ? 0 : O_TRUNC), 0666);
   if (descriptor_ < 0)
     throw DataError(fmt::format("log {}: cannot be written: {}", path_.string(), std::strerror(errno)));
@@ -140,6 +141,11 @@ std::string format_seconds(double seconds) {
   return fmt::format("{}:{:02}", total / 60, total % 60);
 }
 
+int terminal_width() {
+  winsize size{};
+  return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+}
+
 ProgressDisplay::ProgressDisplay(Progress kind, std::int64_t first_step, std::int64_t total_steps,
                                  std::int64_t lines_every)
     : kind_(kind), first_step_(first_step), total_steps_(total_steps), lines_every_(lines_every) {
@@ -158,24 +164,44 @@ void ProgressDisplay::step(const StepReport& report) {
     return;
   }
   last_drawn_ = now;
-  const std::string figures =
-      fmt::format("loss {:.4f}  lr {:.1e}  {} tokens/s  {} left  {}", report.loss, report.lr,
-                  with_commas(std::llround(static_cast<double>(report.tokens) / seconds_)),
-                  format_seconds(seconds_ * static_cast<double>(total_steps_ - report.step)),
-                  format_bytes(report.peak_total_bytes));
-  const int width = static_cast<int>(std::to_string(total_steps_).size());
+  const std::string step =
+      fmt::format("{:>{}}/{}", report.step, std::to_string(total_steps_).size(), total_steps_);
+  const std::vector<std::string> figures{
+      fmt::format("loss {:.4f}", report.loss), fmt::format("lr {:.1e}", report.lr),
+      with_commas(std::llround(static_cast<double>(report.tokens) / seconds_)) + " tokens/s",
+      format_seconds(seconds_ * static_cast<double>(total_steps_ - report.step)) + " left",
+      format_bytes(report.peak_total_bytes)};
   if (kind_ == Progress::kLines) {
-    fmt::print("step {:>{}}/{}  {}\n", report.step, width, total_steps_, figures);
+    fmt::print("step {}  {}\n", step, fmt::join(figures, "  "));
+    std::fflush(stdout);
   } else {
-    constexpr std::int64_t kCells = 20;
-    const auto filled = static_cast<std::size_t>(kCells * report.step / total_steps_);
-    const std::string bar = fmt::format("{:>{}}/{} [{}{}]  {}", report.step, width, total_steps_,
-                                        std::string(filled, '#'), std::string(kCells - filled, '-'), figures);
-    // Spaces wipe out what a longer line before it left.
-    const std::size_t previous = bar_.size();
-    bar_ = bar;
-    fmt::print("\r{:<{}}", bar_, std::max(previous, bar_.size()));
+    draw_bar(step, figures, static_cast<double>(report.step) / static_cast<double>(total_steps_));
   }
+}
+
+void ProgressDisplay::draw_bar(const std::string& step, std::vector<std::string> figures, double part_done) {
+  // A line as wide as the terminal would wrap, and the next one could not be written over it.
+  const auto room = static_cast<std::size_t>(std::max(terminal_width() - 1, 1));
+  constexpr std::size_t kMostCells = 20, kLeastCells = 5;
+  std::string text = fmt::format("{}", fmt::join(figures, "  "));
+  std::size_t used = step.size() + text.size() + 5;  // " [", "]", and the two spaces after it
+  if (used + kLeastCells > room) {
+    figures.erase(figures.begin() + 1);  // lr tells least
+    text = fmt::format("{}", fmt::join(figures, "  "));
+    used = step.size() + text.size() + 5;
+  }
+  std::string bar = step;
+  if (used + kLeastCells <= room) {
+    const std::size_t cells = std::min(room - used, kMostCells);
+    const auto filled = static_cast<std::size_t>(static_cast<double>(cells) * part_done);
+    bar += fmt::format(" [{}{}]", std::string(filled, '#'), std::string(cells - filled, '-'));
+  }
+  bar += "  " + text;
+  bar.resize(std::min(bar.size(), room));
+  // Spaces wipe out what a longer line before it left.
+  const std::size_t previous = std::min(bar_.size(), room);
+  bar_ = bar;
+  fmt::print("\r{:<{}}", bar_, std::max(previous, bar_.size()));
   std::fflush(stdout);
 }
 
@@ -190,6 +216,10 @@ void ProgressDisplay::note(const std::string& line) {
   clear_bar();
   fmt::print("{}\n", line);
   std::fflush(stdout);
+}
+
+ProgressDisplay::~ProgressDisplay() {
+  if (!bar_.empty()) std::fputc('\n', stdout);  // after an error, whose message then begins a line
 }
 
 void ProgressDisplay::end() {

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "examples/gpt2/train_options.h"
 #include "tensor/memory.h"
@@ -56,16 +57,22 @@ class StepLog {
 
 /// Shows a run to a person: one line that is written over, or a line now and then.
 ///
-///   step 120/500  24 %  [#####---------------]  loss 4.512  lr 9.1e-04  22,410 tokens/s  0:51 left  71 MB
+///   120/500 [####----------------]  loss 4.5123  lr 9.1e-04  22,410 tokens/s  0:51 left  71 MB
+///
+/// The bar fits the terminal: on a narrow one it has fewer cells, and then no learning rate.
 class ProgressDisplay {
  public:
   ProgressDisplay(Progress kind, std::int64_t first_step, std::int64_t total_steps, std::int64_t lines_every);
+  ~ProgressDisplay();
+  ProgressDisplay(const ProgressDisplay&) = delete;
+  ProgressDisplay& operator=(const ProgressDisplay&) = delete;
   void step(const StepReport& report);
   /// A line that stays, above the bar.
   void note(const std::string& line);
   void end();
 
  private:
+  void draw_bar(const std::string& step, std::vector<std::string> figures, double part_done);
   void clear_bar();
 
   Progress kind_;

@@ -3,9 +3,12 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <limits>
 #include <map>
+#include <type_traits>
+#include <vector>
 
-#include "examples/gpt2/command_line.h"
+#include "examples/command_line.h"
 #include "kernels/error.h"
 #include "nn/model_factory.h"
 
@@ -23,20 +26,24 @@ const std::map<std::string, Progress> kProgress{{"auto", Progress::kAuto},
                                                 {"lines", Progress::kLines},
                                                 {"none", Progress::kNone}};
 
-// What was said on the command line; what was not may still stand in the config file.
+// What one source says, the command line or the config file; the other may say the rest.
 struct Flags {
   std::string config;
-  std::optional<std::string> data, out, model, dtype, log, csv;
+  std::optional<std::string> data, out, model, dtype, log, csv, progress;
   std::optional<std::int64_t> steps, batch, micro_batch, seq, warmup, eval_every, eval_tokens, save_every,
       keep;
   std::optional<double> lr, min_lr, weight_decay, clip, dropout;
   std::optional<std::uint64_t> seed;
-  bool recompute = false;
+  std::optional<int> ranks, threads;
+  bool recompute = false, resume = false;
 };
 
-void add_options(CLI::App& app, Flags& flags, TrainOptions& options) {
+void add_options(CLI::App& app, Flags& flags) {
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   const char* const kGroupRun = "Run";
-  app.add_option("--config", flags.config, "Settings in JSON, under DeepSpeed's keys; flags win over it")
+  app.add_option("--config", flags.config,
+                 "Settings in JSON: the flags' names, as in \"micro_batch\": 4, and DeepSpeed's keys; flags "
+                 "win over it")
       ->type_name("FILE")
       ->group(kGroupRun);
   app.add_option("--data", flags.data, "Folder that gpt2_prepare made [data]")
@@ -47,8 +54,9 @@ void add_options(CLI::App& app, Flags& flags, TrainOptions& options) {
       ->group(kGroupRun);
   app.add_option("--steps", flags.steps, "Optimizer steps in all [1000]")->group(kGroupRun);
   app.add_option("--seed", flags.seed, "Decides initial weights, order of samples and dropout [0]")
+      ->check(examples::at_least(0))
       ->group(kGroupRun);
-  app.add_flag("--resume", options.resume, "Go on from the latest checkpoint in --out, if there is one")
+  app.add_flag("--resume", flags.resume, "Go on from the latest checkpoint in --out, if there is one")
       ->group(kGroupRun);
   app.add_option("--save-every", flags.save_every, "Steps between checkpoints; 0: only at the end [0]")
       ->group(kGroupRun);
@@ -67,8 +75,7 @@ void add_options(CLI::App& app, Flags& flags, TrainOptions& options) {
       ->group(kGroupModel);
 
   const char* const kGroupBatch = "Batch and learning rate";
-  app.add_option("--batch", flags.batch, "Sequences per step over all ranks [8 for each rank]")
-      ->group(kGroupBatch);
+  app.add_option("--batch", flags.batch, "Sequences per step over all ranks [8]")->group(kGroupBatch);
   app.add_option("--micro-batch", flags.micro_batch, "Sequences per rank and pass [at most 8]")
       ->group(kGroupBatch);
   app.add_option("--seq", flags.seq, "Tokens per sequence [the model's context]")->group(kGroupBatch);
@@ -82,10 +89,9 @@ void add_options(CLI::App& app, Flags& flags, TrainOptions& options) {
       ->group(kGroupBatch);
 
   const char* const kGroupRanks = "Ranks";
-  app.add_option("--ranks", options.job.ranks, "Ranks as threads of this process; not under mpiexec [1]")
+  app.add_option("--ranks", flags.ranks, "Ranks as threads of this process; not under mpiexec [1]")
       ->group(kGroupRanks);
-  app.add_option("--threads", options.job.threads, "Threads of each rank [cores / ranks]")
-      ->group(kGroupRanks);
+  app.add_option("--threads", flags.threads, "Threads of each rank [cores / ranks]")->group(kGroupRanks);
 
   const char* const kGroupReports = "Reports";
   app.add_option("--eval-every", flags.eval_every, "Steps between validation losses; 0: only at the end [0]")
@@ -96,9 +102,8 @@ void add_options(CLI::App& app, Flags& flags, TrainOptions& options) {
       ->type_name("FILE")
       ->group(kGroupReports);
   app.add_option("--csv", flags.csv, "The same as a table")->type_name("FILE")->group(kGroupReports);
-  app.add_option("--progress", options.progress,
+  app.add_option("--progress", flags.progress,
                  "auto (a bar on a terminal, lines elsewhere), bar, lines or none [auto]")
-      ->transform(CLI::CheckedTransformer(kProgress).description(""))
       ->type_name("TEXT")
       ->group(kGroupReports);
 }
@@ -108,27 +113,64 @@ void set_if(T& target, const std::optional<U>& value) {
   if (value) target = *value;
 }
 
-// Keys of this program beside DeepSpeed's: the flags' names.
-void read_own_keys(ConfigFile& file, TrainOptions& options) {
-  set_if(options.data, file.text("data"));
-  set_if(options.out, file.text("out"));
-  set_if(options.model, file.text("model"));
-  set_if(options.steps, file.integer("steps"));
-  set_if(options.seq, file.integer("seq"));
-  set_if(options.warmup, file.integer("warmup"));
-  set_if(options.min_lr, file.number("min_lr"));
-  set_if(options.eval_every, file.integer("eval_every"));
-  set_if(options.eval_tokens, file.integer("eval_tokens"));
-  set_if(options.save_every, file.integer("save_every"));
-  set_if(options.keep, file.integer("keep"));
-  set_if(options.dropout, file.number("dropout"));
-  set_if(options.recompute, file.boolean("recompute"));
-  set_if(options.log, file.text("log"));
-  set_if(options.csv, file.text("csv"));
-  if (const auto seed = file.integer("seed")) options.job.seed = static_cast<std::uint64_t>(*seed);
+// The flags' names are keys, too; DeepSpeed's keys are read by dist::Config.
+Flags read_own_keys(ConfigFile& file) {
+  Flags flags;
+  flags.data = file.text("data");
+  flags.out = file.text("out");
+  flags.model = file.text("model");
+  flags.dtype = file.text("dtype");
+  flags.log = file.text("log");
+  flags.csv = file.text("csv");
+  flags.progress = file.text("progress");
+  flags.steps = file.integer("steps");
+  flags.batch = file.integer("batch");
+  flags.micro_batch = file.integer("micro_batch");
+  flags.seq = file.integer("seq");
+  flags.warmup = file.integer("warmup");
+  flags.eval_every = file.integer("eval_every");
+  flags.eval_tokens = file.integer("eval_tokens");
+  flags.save_every = file.integer("save_every");
+  flags.keep = file.integer("keep");
+  flags.lr = file.number("lr");
+  flags.min_lr = file.number("min_lr");
+  flags.weight_decay = file.number("weight_decay");
+  flags.clip = file.number("clip");
+  flags.dropout = file.number("dropout");
+  flags.recompute = file.boolean("recompute").value_or(false);
+  flags.resume = file.boolean("resume").value_or(false);
+  const auto read_count = [&file](const char* key, auto& target, std::int64_t most) {
+    const auto value = file.integer(key);
+    if (!value) return;
+    if (*value < 0 || *value > most) {
+      throw ConfigError(
+          fmt::format("config: '{}' must be a number from 0 to {}, but it is {}", key, most, *value));
+    }
+    target = static_cast<typename std::decay_t<decltype(target)>::value_type>(*value);
+  };
+  read_count("seed", flags.seed, std::numeric_limits<std::int64_t>::max());
+  read_count("ranks", flags.ranks, std::numeric_limits<int>::max());
+  read_count("threads", flags.threads, std::numeric_limits<int>::max());
+  return flags;
+}
+
+// The member of `names` that `word` names.
+template <class T>
+T choose(const char* setting, const std::map<std::string, T>& names, const std::string& word) {
+  const auto found = names.find(word);
+  if (found != names.end()) return found->second;
+  std::vector<std::string> known;
+  for (const auto& [name, value] : names) known.push_back(name);
+  throw ConfigError(fmt::format("{}: expected {}, got '{}'", setting, fmt::join(known, ", "), word));
 }
 
 void apply_flags(const Flags& flags, TrainOptions& options) {
+  for (const auto& [setting, value] :
+       {std::pair{"batch", flags.batch}, std::pair{"micro_batch", flags.micro_batch},
+        std::pair{"seq", flags.seq}}) {
+    if (value && *value < 1)
+      throw ConfigError(fmt::format("{}: expected at least 1, got {}", setting, *value));
+  }
   set_if(options.data, flags.data);
   set_if(options.out, flags.out);
   set_if(options.model, flags.model);
@@ -149,13 +191,12 @@ void apply_flags(const Flags& flags, TrainOptions& options) {
   set_if(options.config.optimizer.lr, flags.lr);
   set_if(options.config.optimizer.weight_decay, flags.weight_decay);
   set_if(options.config.gradient_clipping, flags.clip);
+  if (flags.ranks) options.job.ranks = flags.ranks;
+  if (flags.threads) options.job.threads = flags.threads;
   options.recompute = options.recompute || flags.recompute;
-  if (flags.dtype) {
-    const auto dtype = kDTypes.find(*flags.dtype);
-    if (dtype == kDTypes.end())
-      throw ConfigError(fmt::format("--dtype: expected f32, bf16 or f64, got '{}'", *flags.dtype));
-    options.config.dtype = dtype->second;
-  }
+  options.resume = options.resume || flags.resume;
+  if (flags.dtype) options.config.dtype = choose("dtype", kDTypes, *flags.dtype);
+  if (flags.progress) options.progress = choose("progress", kProgress, *flags.progress);
 }
 
 void require(bool condition, const char* setting, const char* expected, double value) {
@@ -165,7 +206,6 @@ void require(bool condition, const char* setting, const char* expected, double v
 void check(const TrainOptions& options) {
   const auto number = [](std::int64_t value) { return static_cast<double>(value); };
   require(options.steps >= 1, "steps", "at least 1", number(options.steps));
-  require(options.seq >= 0, "seq", "at least 1", number(options.seq));
   require(options.warmup >= -1, "warmup", "a number of steps from 0", number(options.warmup));
   require(options.eval_every >= 0, "eval_every", "a number of steps from 0", number(options.eval_every));
   require(options.eval_tokens >= 0, "eval_tokens", "a number of tokens from 0", number(options.eval_tokens));
@@ -178,7 +218,6 @@ void check(const TrainOptions& options) {
   require(!options.min_lr || *options.min_lr >= 0, "min_lr", "a number from 0", options.min_lr.value_or(0));
   require(!options.dropout || (*options.dropout >= 0 && *options.dropout < 1), "dropout",
           "a number in [0, 1)", options.dropout.value_or(0));
-  require(options.config.batch.global >= 0, "batch", "at least 1", number(options.config.batch.global));
 }
 
 }  // namespace
@@ -203,14 +242,15 @@ TrainOptions parse_train_options(int argc, char** argv) {
       "gpt2_train");
   Flags flags;
   TrainOptions options;
-  add_options(app, flags, options);
-  parse_or_exit(app, argc, argv);
+  add_options(app, flags);
+  examples::parse_or_exit(app, argc, argv);
 
   if (!flags.config.empty()) {
     ConfigFile file = ConfigFile::load(flags.config);
     options.config = Config::read(file);
-    read_own_keys(file, options);
+    const Flags from_file = read_own_keys(file);
     file.refuse_unknown();
+    apply_flags(from_file, options);
   }
   apply_flags(flags, options);
   check(options);

@@ -35,6 +35,12 @@ std::unique_ptr<nn::LanguageModel> make_model(const TrainOptions& options, const
   return model;
 }
 
+// Not a number for each rank: the losses shall be the same on any number of ranks.
+dist::BatchSizes with_default_batch(const dist::BatchSizes& given) {
+  const bool nothing_given = given.global == 0 && given.micro_batch == 0 && given.accumulation == 0;
+  return nothing_given ? dist::BatchSizes{.global = 8} : given;
+}
+
 std::unique_ptr<optim::Optimizer> make_optimizer(const dist::Config::Optimizer& config,
                                                  const nn::LanguageModel& model) {
   const auto parameters = model.named_parameters();
@@ -71,11 +77,7 @@ Trainer::Trainer(const TrainOptions& options, dist::Job& job, const data::TokenF
     : options_(options),
       job_(job),
       tokens_(tokens),
-      batch_(dist::resolve_batch_sizes(
-          options.config.batch.global == 0 && options.config.batch.micro_batch == 0
-              ? dist::BatchSizes{.global = 8 * job.size(), .accumulation = options.config.batch.accumulation}
-              : options.config.batch,
-          job.size())),
+      batch_(dist::resolve_batch_sizes(with_default_batch(options.config.batch), job.size())),
       schedule_(options.schedule()),
       group_(job.world().split(0, job.rank(), "dp")),
       model_(make_model(options, tokens)),
@@ -133,7 +135,8 @@ double Trainer::accumulate_micro_batch(std::int64_t micro_batch) {
   if (!std::isfinite(loss_sum)) {
     const auto culprit = nn::find_first_non_finite(
         *model_, [&] { static_cast<void>(model_->loss(ids, next_ids, Reduction::kSum)); });
-    throw NonFiniteError(fmt::format("step {}: the loss is {}: {}", steps_done_ + 1, loss_sum,
+    throw NonFiniteError(fmt::format("step {}: the loss is {}: {}", steps_done_ + 1,
+                                     std::isnan(loss_sum) ? "NaN" : "infinite",
                                      culprit ? culprit->message : "every layer's output is finite"));
   }
   // The sum over all micro-batches of all ranks is then the gradient of the mean over the global batch.
@@ -162,7 +165,7 @@ bool Trainer::update(StepReport& report) {
 void Trainer::share_figures(StepReport& report, double loss_sum) {
   // One small all-gather carries all that the ranks tell each other: loss, memory, and whether to stop.
   constexpr std::size_t kCategories = kNumMemoryCategories;
-  std::vector<double> mine{loss_sum, job_.stop_requested() ? 1.0 : 0.0};
+  std::vector<double> mine{loss_sum, stop_requested_ || job_.stop_requested() ? 1.0 : 0.0};
   const MemoryReport memory = RankContext::current().pool(cpu)->report();
   mine.push_back(static_cast<double>(memory.total.peak));
   for (const MemoryUse& use : memory.by_category) mine.push_back(static_cast<double>(use.peak));
@@ -195,8 +198,9 @@ dist::Checkpoint Trainer::checkpoint() {
           .metadata = {{kModelKey, model_->description()},
                        {kSeqKey, std::to_string(plan_.seq_len)},
                        {kVocabularyKey, hash_text(tokens_.info().vocabulary_hash)},
-                       {"seed", std::to_string(options_.job.seed)},
-                       {"batch", std::to_string(batch_.global)},
+                       {kSeedKey, std::to_string(options_.job.seed)},
+                       {kDTypeKey, name(options_.config.dtype)},
+                       {kBatchKey, std::to_string(batch_.global)},
                        {"loss_scale",
                         fmt::format("{} {} {}", scaler_.state().scale, scaler_.state().steps_without_overflow,
                                     scaler_.state().hysteresis_left)}}};
@@ -213,6 +217,8 @@ void Trainer::restore(const dist::Checkpoint& checkpoint) {
   };
   require_equal(kModelKey, model_->description(), "the model");
   require_equal(kVocabularyKey, hash_text(tokens_.info().vocabulary_hash), "the vocabulary");
+  require_equal(kDTypeKey, name(options_.config.dtype), "the dtype");
+  require_equal(kSeedKey, std::to_string(options_.job.seed), "the seed");
   model_->load_state(checkpoint.model);
   optimizer_->load_state(checkpoint.optimizer);
   if (options_.config.dtype == kF16) {

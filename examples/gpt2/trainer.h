@@ -37,6 +37,8 @@ class Trainer {
   /// Errors   NonFiniteError that names the first tensor that is not finite, and its layer.
   StepReport step();
   [[nodiscard]] std::int64_t steps_done() const noexcept { return steps_done_; }
+  /// The next step's report says `stop` on every rank.
+  void request_stop() noexcept { stop_requested_ = true; }
 
   [[nodiscard]] tessera::nn::LanguageModel& model() noexcept { return *model_; }
   [[nodiscard]] tessera::optim::Optimizer& optimizer() noexcept { return *optimizer_; }
@@ -67,6 +69,7 @@ class Trainer {
   std::unique_ptr<tessera::dist::DataParallel> parallel_;
   tessera::optim::LossScaler scaler_;
   std::int64_t steps_done_ = 0;
+  bool stop_requested_ = false;
   std::map<std::string, std::int64_t> sent_before_;
 };
 

@@ -1,17 +1,12 @@
 // A first program: a network with two hidden layers learns to tell two interleaved spirals apart.
-//
 //     $ mlp
-//     step    0   loss 0.6991   right about new points:  50.5 %
-//     step   40   loss 0.5456   right about new points:  67.5 %
-//     step   80   loss 0.0848   right about new points:  96.9 %
-//     step  200   loss 0.0003   right about new points:  99.9 %      (shortened)
-
+//     step  200   loss 0.0003   right about new points:  99.9 %
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <numbers>
 
 #include "autograd/ops.h"
+#include "examples/command_line.h"
 #include "nn/nn.h"
 #include "optim/adam.h"
 #include "tensor/create.h"
@@ -28,40 +23,37 @@ std::pair<Tensor, Tensor> make_spirals(std::int64_t count, const std::string& st
   return {x + normal({count, 2}, 0.0, 0.05, stream + ".noise"), labels};
 }
 
-int main(int argc, char** argv) try {
-  std::int64_t steps = 200, width = 64;
-  double lr = 0.01;
-  CLI::App options("Trains a small network to tell two interleaved spirals apart; prints loss and accuracy.");
-  options.option_defaults()->always_capture_default();
-  options.add_option("--steps", steps, "training steps")->check(CLI::Range(0, 100000));
-  options.add_option("--width", width, "width of the two hidden layers")->check(CLI::Range(1, 4096));
-  options.add_option("--lr", lr, "learning rate");
-  options.add_option("--seed", RankContext::current().seed, "of all random numbers");
-  CLI11_PARSE(options, argc, argv);
-
+void train(std::int64_t steps, double lr) {
   nn::Sequential model;
-  model.add<nn::Linear>(2, width);
+  model.add<nn::Linear>(2, 64);
   model.add<nn::Gelu>();
-  model.add<nn::Linear>(width, width);
+  model.add<nn::Linear>(64, 64);
   model.add<nn::Gelu>();
-  model.add<nn::Linear>(width, 2);
-  fmt::print("{}\n", model.summary());
-
+  model.add<nn::Linear>(64, 2);
   const auto [x, labels] = make_spirals(1000, "training");
   const auto [new_x, new_labels] = make_spirals(1000, "test");
   optim::AdamW optimizer(model.named_parameters(), {.lr = lr});
   for (std::int64_t step = 0; step <= steps; ++step) {
     const Tensor loss = nn::cross_entropy(model(x), labels);  // model(x): [1000, 2], a score for each spiral
     if (step % 20 == 0 || step == steps) {
-      const Tensor is_right = equal(argmax(model(new_x)), new_labels);
+      const double right = mean(equal(argmax(model(new_x)), new_labels).to(kF32)).item();
       fmt::print("step {:4}   loss {:.4f}   right about new points: {:5.1f} %\n", step, loss.item(),
-                 100.0 * mean(is_right.to(kF32)).item());
+                 100 * right);
     }
     loss.backward();        // computes the gradient of each parameter,
     optimizer.step();       // moves the parameters a small step against it,
     optimizer.zero_grad();  // and drops it: gradients add up otherwise
   }
-} catch (const std::exception& error) {
-  fmt::print(stderr, "mlp: {}\n", error.what());
-  return 1;
+}
+
+int main(int argc, char** argv) {
+  std::int64_t steps = 200;
+  double lr = 0.01;
+  CLI::App options("Trains a small network to tell two interleaved spirals apart; prints loss and accuracy.");
+  options.option_defaults()->always_capture_default();
+  options.add_option("--steps", steps, "Training steps")->check(examples::at_least(0));
+  options.add_option("--lr", lr, "Learning rate")->check(examples::at_least(0));
+  options.add_option("--seed", RankContext::current().seed, "Of all random numbers");
+  examples::parse_or_exit(options, argc, argv);
+  return examples::run_program("mlp", [&] { train(steps, lr); });
 }

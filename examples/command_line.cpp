@@ -1,0 +1,76 @@
+#include "examples/command_line.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "dist/job.h"
+#include "kernels/error.h"
+#include "kernels/suggest.h"
+
+namespace examples {
+
+namespace {
+
+// Of a flag that does not exist; CLI11 does not say what comes near.
+std::string suggestion(const CLI::App& app) {
+  std::vector<std::string> known;
+  for (const CLI::Option* option : app.get_options())
+    for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
+  for (const std::string& word : app.remaining()) {
+    if (word.starts_with("--")) return "Did you mean " + tessera::nearest_name(word, known) + "?\n";
+  }
+  return "";
+}
+
+}  // namespace
+
+void parse_or_exit(CLI::App& app, int argc, char** argv) {
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    std::ostringstream out, err;
+    const int status = app.exit(error, out, err) == 0 ? 0 : 2;
+    if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) err << suggestion(app);
+    if (tessera::dist::launch().rank == 0) {
+      std::fputs(out.str().c_str(), stdout);
+      std::fputs(err.str().c_str(), stderr);
+    }
+    std::exit(status);
+  }
+}
+
+CLI::Validator at_least(double least) {
+  return CLI::Validator(
+      [least](const std::string& text) {
+        double value = 0.0;
+        if (!CLI::detail::lexical_cast(text, value) || value >= least)
+          return std::string();  // no number: CLI11 says so
+        return fmt::format("expected a number from {}, got {}", least, text);
+      },
+      "");
+}
+
+int run_program(const char* name, const std::function<void()>& program) noexcept {
+  const auto report = [name](const char* message) {
+    if (tessera::dist::launch().rank != 0) return;  // every process of an mpiexec comes here
+    std::fflush(stdout);
+    std::fputs((std::string(name) + ": " + message + "\n").c_str(), stderr);
+  };
+  try {
+    program();
+    if (std::fflush(stdout) != 0) throw tessera::FileError("cannot write to standard output");
+    return 0;
+  } catch (const tessera::Error& error) {
+    report(error.what());
+    return error.exit_code();
+  } catch (const std::exception& error) {
+    report(error.what());
+    return 1;
+  }
+}
+
+}  // namespace examples
