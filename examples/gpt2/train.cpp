@@ -50,27 +50,31 @@ Corpus open_corpus(const fs::path& folder) {
   return corpus;
 }
 
-// One rank looks at the folder before anything is computed: a run must not end because it can't be saved.
-void claim_output_folder(const TrainOptions& options, const data::Tokenizer& tokenizer) {
+// Refuses a folder that a run would spoil. One rank looks, before anything is computed or written.
+void check_output_folder(const TrainOptions& options, const data::Tokenizer& tokenizer) {
   if (!options.resume && dist::has_checkpoint(options.out)) {
     throw ConfigError(
         fmt::format("--out {}: holds a checkpoint already; add --resume to go on from it, or choose "
                     "another folder",
                     options.out.string()));
   }
-  data::create_folder(options.out);
-  if (!fs::exists(options.out / data::kTokenizerFile)) {
-    tokenizer.save(options.out);
-    return;
-  }
   // Tokens or a model that were made with the tokenizer that is there would lose their meaning with another.
-  const auto there = data::Tokenizer::load(options.out);
-  if (there.vocabulary_hash() != tokenizer.vocabulary_hash()) {
+  if (fs::exists(options.out / data::kTokenizerFile) &&
+      data::Tokenizer::load(options.out).vocabulary_hash() != tokenizer.vocabulary_hash()) {
     throw DataError(fmt::format(
         "--out {}: its tokenizer has another vocabulary than that of --data {}; choose another folder",
         options.out.string(), options.data.string()));
   }
-  { const data::AtomicFile attempt(options.out / "latest"); }  // can it be written to?
+}
+
+// Puts the tokenizer where the model will be. A run must not end because it can't be saved: so it shows now.
+void claim_output_folder(const TrainOptions& options, const data::Tokenizer& tokenizer) {
+  data::create_folder(options.out);
+  if (!fs::exists(options.out / data::kTokenizerFile)) {
+    tokenizer.save(options.out);
+  } else {
+    const data::AtomicFile attempt(options.out / data::kTokenizerFile);  // goes away again
+  }
 }
 
 void print_overview(const TrainOptions& options, dist::Job& job, Trainer& trainer, const Corpus& corpus) {
@@ -101,6 +105,7 @@ std::string describe(const Evaluation& result, std::int64_t step) {
 
 void train(const TrainOptions& options, dist::Job& job) {
   const Corpus corpus = open_corpus(options.data);
+  job.on_root([&] { check_output_folder(options, corpus.tokenizer); });
   Trainer trainer(options, job, corpus.train);
   job.on_root([&] { claim_output_folder(options, corpus.tokenizer); });
   data::Metadata resumed;

@@ -1,0 +1,138 @@
+// What a run writes: JSON lines, CSV, lines for a pipe, a bar for a terminal.
+
+#include <regex>
+#include <set>
+
+#include "tests/examples/workplace.h"
+
+namespace tessera::programs {
+namespace {
+
+class TrainLog : public Workplace {};
+
+std::set<std::string> keys(const nlohmann::json& object) {
+  std::set<std::string> result;
+  for (const auto& [key, value] : object.items()) result.insert(key);
+  return result;
+}
+
+std::vector<std::string> lines(const std::string& text) {
+  std::vector<std::string> result;
+  std::istringstream in(text);
+  for (std::string line; std::getline(in, line);) result.push_back(line);
+  return result;
+}
+
+TEST_F(TrainLog, HasOneObjectAStepWithExactlyTheKeysThatStay) {
+  const Outcome outcome =
+      run(train("--out run --steps 5 --batch 4 --ranks 2 --dtype f64 --log logs/run.jsonl"));
+  ASSERT_EQ(outcome.status, 0) << outcome.all();
+  const auto steps = read_log("logs/run.jsonl");
+  ASSERT_EQ(steps.size(), 5u);
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    const auto& step = steps[i];
+    EXPECT_EQ(keys(step), (std::set<std::string>{"step", "loss", "grad_norm", "lr", "tokens_per_second",
+                                                 "peak_bytes", "sent_bytes"}));
+    EXPECT_EQ(step["step"], i + 1);
+    EXPECT_GT(step["loss"], 0.0);
+    EXPECT_GT(step["grad_norm"], 0.0);
+    EXPECT_GT(step["tokens_per_second"], 0.0);
+    EXPECT_EQ(keys(step["peak_bytes"]),
+              (std::set<std::string>{"parameter", "gradient", "optimizer_state", "activation",
+                                     "communication", "workspace", "total"}));
+  }
+  // By hand: 290·16 + 16·16 + 2·(12·16² + 13·16) + 2·16 parameters; Adam keeps two moments of each.
+  const std::int64_t parameters = 290 * 16 + 16 * 16 + 2 * (12 * 16 * 16 + 13 * 16) + 2 * 16;
+  EXPECT_GE(steps[4]["peak_bytes"]["parameter"], 8 * parameters);
+  EXPECT_GE(steps[4]["peak_bytes"]["gradient"], 8 * parameters);
+  EXPECT_GE(steps[4]["peak_bytes"]["optimizer_state"], 16 * parameters);
+  // All-reduce of the gradients on a ring of 2: each rank sends as many elements as there are.
+  EXPECT_EQ(steps[4]["sent_bytes"]["dp"], 8 * parameters);
+  // A loss with full precision has more than 12 digits.
+  const std::string first = lines(read_file(folder_ / "logs/run.jsonl")).at(0);
+  EXPECT_TRUE(std::regex_search(first, std::regex("\"loss\":5\\.[0-9]{12,}"))) << first;
+}
+
+TEST_F(TrainLog, HasTheSameFiguresAsCsv) {
+  ASSERT_EQ(run(train("--out run --steps 3 --batch 4 --log run.jsonl --csv run.csv --dtype f64")).status, 0);
+  const auto steps = read_log("run.jsonl");
+  const auto table = lines(read_file(folder_ / "run.csv"));
+  ASSERT_EQ(table.size(), 4u);
+  EXPECT_TRUE(table[0].starts_with("step,loss,grad_norm,lr,tokens_per_second,sent_bytes,peak_total_bytes,"));
+  const auto num_columns = std::count(table[0].begin(), table[0].end(), ',');
+  for (std::size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(std::count(table[i + 1].begin(), table[i + 1].end(), ','), num_columns);
+    double step = 0, loss = 0, norm = 0, lr = 0;
+    ASSERT_EQ(std::sscanf(table[i + 1].c_str(), "%lf,%lf,%lf,%lf,", &step, &loss, &norm, &lr), 4);
+    EXPECT_EQ(step, i + 1.0);
+    EXPECT_EQ(loss, steps[i]["loss"]);
+    EXPECT_EQ(norm, steps[i]["grad_norm"]);
+    EXPECT_EQ(lr, steps[i]["lr"]);
+  }
+}
+
+TEST_F(TrainLog, GoesToAPipeAsPlainLines) {
+  const Outcome outcome = run(train("--out run --steps 21 --batch 2 --eval-every 10"));
+  ASSERT_EQ(outcome.status, 0) << outcome.all();
+  EXPECT_EQ(outcome.out.find('\r'), std::string::npos);
+  EXPECT_EQ(outcome.err, "");
+  const std::regex step_line(
+      "step +[0-9]+/21  loss [0-9.]+  lr [0-9.e+-]+  [0-9,]+ tokens/s  [0-9:]+ left  [0-9.]+ [kM]?B");
+  std::vector<std::string> shown, validated;
+  for (const std::string& line : lines(outcome.out)) {
+    if (std::regex_match(line, step_line)) shown.push_back(line);
+    if (line.find("validation loss") != std::string::npos) validated.push_back(line);
+  }
+  EXPECT_EQ(shown.size(), 4u) << outcome.out;  // 1, 10, 20 and the last
+  ASSERT_EQ(validated.size(), 3u) << outcome.out;
+  EXPECT_TRUE(validated[0].starts_with("step 10: ")) << validated[0];
+  EXPECT_TRUE(validated[2].starts_with("step 21: ")) << validated[2];
+}
+
+TEST_F(TrainLog, GoesToATerminalAsOneLineThatFitsIt) {
+  for (const unsigned short columns : {200, 80, 50, 20}) {
+    SCOPED_TRACE(columns);
+    const Outcome outcome =
+        run(train("--out run" + std::to_string(columns) + " --steps 300 --batch 2 --eval-every 100"),
+            {.terminal = true, .columns = columns});
+    ASSERT_EQ(outcome.status, 0) << outcome.all();
+    int bars = 0;
+    // What stands between two carriage returns is drawn on one line; \r\n is a terminal's line end.
+    for (const std::string& line : lines(outcome.out)) {
+      std::istringstream parts(line);
+      bool first = true;
+      for (std::string part; std::getline(parts, part, '\r'); first = false) {
+        if (first || part.find("/300") == std::string::npos) continue;  // lines that stay may wrap
+        EXPECT_LT(part.size(), columns) << part;
+        ++bars;
+      }
+    }
+    EXPECT_GE(bars, 2) << outcome.out;
+    const auto shows = [&](const char* figure) { return outcome.out.find(figure) != std::string::npos; };
+    EXPECT_TRUE(shows("300/300")) << outcome.out;
+    EXPECT_TRUE(shows("loss"));
+    if (columns < 80) continue;
+    for (const char* figure : {"[####", " tokens/s", " left", "B"}) EXPECT_TRUE(shows(figure)) << figure;
+    EXPECT_TRUE(shows("step 100: validation loss")) << outcome.out;
+  }
+}
+
+TEST_F(TrainLog, ShowsAsMuchAsIsAskedFor) {
+  const Outcome none = run(train("--out a --steps 3 --batch 2 --progress none"));
+  EXPECT_EQ(none.status, 0);
+  EXPECT_EQ(none.out.find("tokens/s"), std::string::npos) << none.out;
+  const Outcome bar = run(train("--out b --steps 3 --batch 2 --progress bar"));
+  EXPECT_NE(bar.out.find("\r"), std::string::npos) << bar.out;
+}
+
+TEST_F(TrainLog, IsWrittenOnceUnderMpi) {
+  if (!has_mpi()) GTEST_SKIP() << "built without MPI";
+  const Outcome outcome = run(train("--out run --steps 3 --batch 4 --log run.jsonl", "mpiexec -n 2"));
+  ASSERT_EQ(outcome.status, 0) << outcome.all();
+  EXPECT_EQ(read_log("run.jsonl").size(), 3u);
+  EXPECT_EQ(outcome.out.find("model "), outcome.out.rfind("model ")) << outcome.out;
+  EXPECT_NE(outcome.out.find("2 ranks (mpi)"), std::string::npos) << outcome.out;
+}
+
+}  // namespace
+}  // namespace tessera::programs

@@ -1,0 +1,131 @@
+// The names that stay: flags, config keys, model names.
+
+#include <regex>
+
+#include "tests/examples/workplace.h"
+
+#ifndef TESSERA_SOURCE_DIR
+#define TESSERA_SOURCE_DIR "."
+#endif
+
+namespace tessera::programs {
+namespace {
+
+class ProgramOptions : public Workplace {};
+
+TEST_F(ProgramOptions, AreAllInTheHelp) {
+  struct Case {
+    const char* program;
+    std::vector<const char*> flags;
+  };
+  for (const Case& c : std::vector<Case>{
+           {"gpt2_prepare", {"--text", "--vocab", "--out", "--tokenizer"}},
+           {"gpt2_train",
+            {"--config", "--data", "--out", "--model", "--steps", "--batch", "--micro-batch", "--seq", "--lr",
+             "--seed", "--dropout", "--dtype", "--ranks", "--threads", "--resume", "--eval-every", "--log",
+             "--csv"}},
+           {"gpt2_generate", {"--model", "--prompt", "--tokens", "--temperature", "--top-k", "--seed"}},
+           {"gpt2_evaluate", {"--model", "--data"}},
+           {"mlp", {"--steps", "--lr", "--seed"}}}) {
+    const Outcome outcome = run(std::string(c.program) + " --help");
+    EXPECT_EQ(outcome.status, 0) << c.program;
+    EXPECT_EQ(outcome.err, "") << c.program;
+    for (const char* flag : c.flags)
+      EXPECT_TRUE(std::regex_search(outcome.out, std::regex(std::string(flag) + "[ \n]")))
+          << c.program << ' ' << flag;
+  }
+  if (!has_mpi()) return;
+  const Outcome outcome = run("mpiexec -n 2 gpt2_train --help");
+  EXPECT_EQ(outcome.status, 0);
+  EXPECT_EQ(outcome.out.find("--config"), outcome.out.rfind("--config")) << "printed by each process";
+}
+
+TEST_F(ProgramOptions, ComeFromTheConfigFileUnlessAFlagSaysOtherwise) {
+  write_file(folder_ / "run.json", R"({
+    "data": "data", "out": "from_file", "log": "file.jsonl", "seq": 8, "threads": 1, "ranks": 2, "dtype": "f64",
+    "model": "layers=1,heads=2,width=16,context=16",  // comments are allowed
+    "steps": 2, "seed": 7, "progress": "none",
+    "train_batch_size": 4, "train_micro_batch_size_per_gpu": 1, "gradient_clipping": 0.25,
+    "optimizer": {"type": "AdamW", "params": {"lr": 0.5, "betas": [0.9, 0.99], "weight_decay": 0.01}},
+    "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 0, "warmup_max_lr": 0.125, "warmup_num_steps": 1}}
+  })");
+  const Outcome file = run("gpt2_train --config run.json");
+  ASSERT_EQ(file.status, 0) << file.all();
+  EXPECT_NE(file.out.find("4 sequences of 8 tokens = 1 a pass x 2 passes x 2 ranks (threads), 1 thread each"),
+            std::string::npos)
+      << file.out;
+  EXPECT_NE(file.out.find("layers=1,heads=2,width=16"), std::string::npos) << file.out;
+  EXPECT_NE(file.out.find("f64"), std::string::npos) << file.out;
+  EXPECT_NE(file.out.find("betas 0.9 0.99"), std::string::npos) << file.out;
+  EXPECT_EQ(read_log("file.jsonl").size(), 2u);
+  EXPECT_TRUE(std::filesystem::exists(folder_ / "from_file/latest"));
+
+  const Outcome flags =
+      run("gpt2_train --config run.json --out flags --log flags.jsonl --steps 3 --batch 6 --micro-batch 3 "
+          "--seq 16 --ranks 1 "
+          "--dtype f32 --model layers=2,heads=2,width=16,context=16");
+  ASSERT_EQ(flags.status, 0) << flags.all();
+  EXPECT_NE(flags.out.find("6 sequences of 16 tokens = 3 a pass x 2 passes x 1 rank (self)"),
+            std::string::npos)
+      << flags.out;
+  EXPECT_NE(flags.out.find("layers=2"), std::string::npos) << flags.out;
+  EXPECT_NE(flags.out.find("f32"), std::string::npos) << flags.out;
+  EXPECT_EQ(read_log("flags.jsonl").size(), 3u);
+  EXPECT_TRUE(std::filesystem::exists(folder_ / "flags/latest"));
+}
+
+TEST_F(ProgramOptions, OfTheConfigFileMayHaveTheFlagsNames) {
+  write_file(folder_ / "run.json",
+             R"({"batch": 4, "micro_batch": 2, "lr": 0.25, "weight_decay": 0, "dropout": 0.5,
+                                       "warmup": 0, "eval_every": 1, "steps": 2})");
+  const Outcome outcome = run(train("--config run.json --out run --log run.jsonl"));
+  ASSERT_EQ(outcome.status, 0) << outcome.all();
+  EXPECT_NE(outcome.out.find("4 sequences of 16 tokens = 2 a pass x 2 passes"), std::string::npos)
+      << outcome.out;
+  EXPECT_NE(outcome.out.find("dropout=0.5"), std::string::npos) << outcome.out;
+  EXPECT_EQ(read_log("run.jsonl").at(0)["lr"], 0.25);
+  EXPECT_NE(outcome.out.find("step 1: validation loss"), std::string::npos) << outcome.out;
+}
+
+TEST_F(ProgramOptions, ChooseAmongModels) {
+  struct Case {
+    const char* model;
+    const char* described;
+  };
+  for (const Case& c : std::vector<Case>{
+           {"gpt2,layers=1,width=48,context=16",
+            "family=gpt2,layers=1,heads=12,width=48,context=16,vocab=290,"},
+           {"gpt2-medium,layers=1,width=32,context=16", "family=gpt2,layers=1,heads=16,width=32"},
+           {"gpt2-large,layers=1,width=40,context=16", "family=gpt2,layers=1,heads=20,width=40"},
+           {"gpt2-xl,layers=1,width=50,context=16", "family=gpt2,layers=1,heads=25,width=50"},
+           {"llama-15m,layers=1,width=36,context=16", "family=llama,layers=1,heads=6"},
+           {"layers=1,heads=2,width=16,context=16,vocab=512", "vocab=512"}}) {
+    std::filesystem::remove_all(folder_ / "run");
+    const Outcome outcome = run(
+        std::string("gpt2_train --data data --out run --steps 1 --batch 1 --threads 1 --model ") + c.model);
+    ASSERT_EQ(outcome.status, 0) << c.model << outcome.all();
+    EXPECT_NE(outcome.out.find(c.described), std::string::npos) << c.model << outcome.out;
+    EXPECT_EQ(run("gpt2_generate --model run --prompt a --tokens 5").status, 0) << c.model;
+  }
+}
+
+TEST_F(ProgramOptions, OfTheFirstProgramFitUnder60Lines) {
+  const std::filesystem::path source = std::filesystem::path(TESSERA_SOURCE_DIR) / "examples/mlp/mlp.cpp";
+  const std::string text = read_file(source);
+  EXPECT_GT(text.size(), 1000u);
+  EXPECT_LT(std::count(text.begin(), text.end(), '\n'), 60);
+}
+
+TEST_F(ProgramOptions, OfTheFirstProgramGiveTheOutputOfItsHeader) {
+  const Outcome outcome = run("mlp");
+  EXPECT_EQ(outcome.status, 0);
+  EXPECT_TRUE(std::regex_search(
+      outcome.out, std::regex("step    0   loss 0\\.69[0-9]+   right about new points: +[45].\\.. %")))
+      << outcome.out;
+  EXPECT_TRUE(std::regex_search(
+      outcome.out, std::regex("step  200   loss 0\\.00[0-9]+   right about new points: +(99|100)\\.. %")))
+      << outcome.out;
+}
+
+}  // namespace
+}  // namespace tessera::programs
