@@ -34,6 +34,12 @@ constexpr std::int64_t kTinyBytes = 4096;
 constexpr std::int64_t kPieceBytes = 512 * 1024;
 constexpr int kPiecesUnderWay = 2;
 constexpr std::size_t kDescriptionBytes = 512;
+// Tag, in the world's control communicator, of the empty message that a rank sends to every other when it leaves the
+// program. Pieces of reductions have smaller ones.
+constexpr int kLeftTag = 32767;
+// A wait that lasts looks for such messages; what a rank had sent before may take this much longer to arrive.
+constexpr std::chrono::milliseconds kLookForLeavers{50};
+constexpr std::chrono::seconds kLeaverGrace{2};
 // How long a rank that fails serves its peers in calls under way.
 constexpr std::chrono::seconds kAbandonTime{1};
 
@@ -66,20 +72,35 @@ class MpiOperation;
 
 /// What the operations of one group share.
 struct MpiGroup {
-  MpiGroup(Communicator::Identity group_identity, MPI_Comm group_comm, const CommOptions& comm_options)
+  /// `parent` is the group that this one was split from, null for the world; `members` are its ranks there.
+  MpiGroup(Communicator::Identity group_identity, MPI_Comm group_comm, const CommOptions& comm_options,
+           const std::shared_ptr<MpiGroup>& parent, const std::vector<int>& members)
       : identity(std::move(group_identity)),
         options(comm_options),
         data(group_comm),
-        control(MpiComm::duplicate(group_comm)) {}
+        control(MpiComm::duplicate(group_comm)),
+        world(parent == nullptr || parent->world == nullptr ? parent : parent->world) {
+    for (const int member : members) {
+      world_ranks.push_back(parent == nullptr ? member : parent->world_ranks[static_cast<std::size_t>(member)]);
+    }
+  }
 
   [[nodiscard]] int rank() const noexcept { return identity.rank; }
   [[nodiscard]] int size() const noexcept { return identity.size; }
   void progress_all();  // of every operation under way, so that none starves while another is waited for
+  [[nodiscard]] bool has_left(int rank) const {
+    int flag = 0;
+    MPI_Iprobe(world_ranks[static_cast<std::size_t>(rank)], kLeftTag, (world == nullptr ? *this : *world).control.get(),
+               &flag, MPI_STATUS_IGNORE);
+    return flag != 0;
+  }
 
   Communicator::Identity identity;
   CommOptions options;
   MpiComm data;     // copying collectives, send and recv
   MpiComm control;  // checks; pieces of reductions
+  std::shared_ptr<MpiGroup> world;  // null: this is it
+  std::vector<int> world_ranks;     // of the group's ranks
   std::vector<MpiOperation*> under_way;
   std::string error;  // once set, the group can't be used any more
   std::optional<PollingWait::Clock::time_point> abandon_by;  // set when an exception ends the calls under way
@@ -122,6 +143,7 @@ class MpiOperation : public Operation {
         events = group_->num_events;
         wait.progress_was_made();
       }
+      if (wait.elapsed() > kLookForLeavers) check_for_leavers(wait.elapsed());
       if (wait.elapsed() > group_->options.timeout) {
         fail(fmt::format("waited for {} s; a peer does not answer (this rank's part: {})",
                          group_->options.timeout.count() / 1000.0,
@@ -192,6 +214,22 @@ class MpiOperation : public Operation {
   }
 
  private:
+  /// Fails if a rank that this call needs has left the program. Of a checked call in the world the check itself says so,
+  /// and better: with both calls.
+  void check_for_leavers(PollingWait::Clock::duration elapsed) {
+    const bool is_message = call_.op == Collective::kSend || call_.op == Collective::kRecv;
+    const bool is_checked_in_world = group_->options.check_calls && group_->world == nullptr;
+    if (call_.op == Collective::kFinish || (!is_message && (is_checked_in_world || is_checked_))) return;
+    for (int peer = is_message ? call_.peer : 0; peer < (is_message ? call_.peer + 1 : group_->size()); ++peer) {
+      if (peer == group_->rank() || !group_->has_left(peer)) continue;
+      if (!leaver_seen_) leaver_seen_ = elapsed;
+      if (elapsed - *leaver_seen_ > kLeaverGrace) {
+        fail(fmt::format("rank {} has left the program and will not come", peer));
+      }
+      return;
+    }
+  }
+
   /// All ranks of the group come here, for all have the same result of the check.
   [[noreturn]] void report_mismatch() {
     const auto size = static_cast<std::size_t>(group_->size());
@@ -221,6 +259,7 @@ class MpiOperation : public Operation {
   Call call_;
   bool is_done_ = false;
   bool is_checked_ = true;
+  std::optional<PollingWait::Clock::duration> leaver_seen_;  // when the wait found that a rank has left
   Requests check_;
   std::uint64_t check_sent_[2] = {};
   std::uint64_t check_received_[2] = {};
@@ -277,8 +316,15 @@ class CopyOperation final : public MpiOperation {
                   "MPI_Irecv");
         return;
       }
-      case Collective::kBarrier:
       case Collective::kFinish:
+        for (int peer = 0; peer < group().size(); ++peer) {
+          if (peer == group().rank()) continue;
+          const MPI_Comm control = group().control.get();
+          check_mpi(MPI_Isend(nullptr, 0, MPI_BYTE, peer, kLeftTag, control, requests_.add()), "MPI_Isend");
+          check_mpi(MPI_Irecv(nullptr, 0, MPI_BYTE, peer, kLeftTag, control, requests_.add()), "MPI_Irecv");
+        }
+        [[fallthrough]];
+      case Collective::kBarrier:
         check_mpi(MPI_Ibarrier(comm, requests_.add()), "MPI_Ibarrier");
         return;
       case Collective::kAllReduce:
@@ -430,7 +476,7 @@ class SlicedReduction final : public MpiOperation {
     return received_->data() + index * std::min(piece_, slice_) * element_bytes_;
   }
   [[nodiscard]] int tag(bool returning) const {
-    return static_cast<int>(call().sequence % 16384) * 2 + (returning ? 1 : 0);
+    return static_cast<int>(call().sequence % 16383) * 2 + (returning ? 1 : 0);
   }
   void send(Slot& slot, const void* data, std::int64_t count, int to, bool returning) {
     if (count == 0) return;
@@ -523,7 +569,8 @@ class MpiCommunicator final : public Communicator {
               "MPI_Comm_split");
     if (color < 0) return nullptr;
     return std::make_shared<MpiCommunicator>(
-        std::make_shared<MpiGroup>(Identity{new_rank, static_cast<int>(members.size()), name}, comm, options()),
+        std::make_shared<MpiGroup>(Identity{new_rank, static_cast<int>(members.size()), name}, comm, options(),
+                                   group_, members),
         shared_tape());
   }
 
@@ -537,8 +584,11 @@ std::shared_ptr<Communicator> make_mpi_world(std::shared_ptr<Tape> tape, const C
   Communicator::Identity identity{.rank = 0, .size = 1, .name = "world"};
   MPI_Comm_rank(MPI_COMM_WORLD, &identity.rank);
   MPI_Comm_size(MPI_COMM_WORLD, &identity.size);
+  std::vector<int> all(static_cast<std::size_t>(identity.size));
+  std::iota(all.begin(), all.end(), 0);
   return std::make_shared<MpiCommunicator>(
-      std::make_shared<MpiGroup>(identity, MpiComm::duplicate(MPI_COMM_WORLD), options), std::move(tape));
+      std::make_shared<MpiGroup>(identity, MpiComm::duplicate(MPI_COMM_WORLD), options, nullptr, all),
+      std::move(tape));
 }
 
 }  // namespace tessera::dist::detail

@@ -17,10 +17,12 @@
 
 namespace tessera::dist::detail {
 
+/// The kind of error in a few words. MPICH's text of the code itself is a stack of its functions.
 inline std::string mpi_error_text(int code) {
   char text[MPI_MAX_ERROR_STRING];
-  int length = 0;
-  MPI_Error_string(code, text, &length);
+  int length = 0, error_class = code;
+  MPI_Error_class(code, &error_class);
+  MPI_Error_string(error_class, text, &length);
   return {text, static_cast<std::size_t>(length)};
 }
 

@@ -2,12 +2,14 @@
 //
 //     mpiexec -n 4 dist_ranks behaviours          the whole table of behaviours.h; or those whose name has a part
 //     mpiexec -n 4 dist_ranks parity              trains as one rank does
+//     mpiexec -n 4 dist_ranks measure unchecked   what an all-reduce takes; without "unchecked", with checks
 //     dist_ranks --ranks 3 fail <how>             one way for a job to end; launch_test.cpp says what must be seen
 //
 // It prints one line a behaviour on rank 0, and "all ranks are done" at the end.
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <string_view>
 #include <thread>
@@ -55,6 +57,40 @@ void check_parity(Job& job) {
   }
 }
 
+// What an all-reduce takes, with and without the comparison of calls; the tables of docs/dist.md.
+void measure(Job& job) {
+  const auto quiet_us = [&](Communicator& group, std::int64_t count) {
+    std::vector<float> x(static_cast<std::size_t>(count), 1.0f);
+    std::vector<double> times;
+    const int repeats = count > 100000 ? 50 : 1000;
+    for (int i = 0; i < repeats + repeats / 10; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      group.all_reduce(buffer_of(x));
+      times.push_back(
+          std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count());
+    }
+    times.erase(times.begin(), times.begin() + repeats / 10);  // warm-up
+    std::ranges::sort(times);
+    return times[times.size() / 10];  // what it takes while nobody else wants the cores
+  };
+  for (const std::int64_t count : {1, 1024, 16384, 262144, 4194304}) {
+    const double us = quiet_us(job.world(), count);
+    job.log(fmt::format("{}: {:>8} f32 on {} ranks: {:10.1f} us", job.backend(), count, job.size(), us));
+  }
+  Tape tape;
+  TapeEntry entry;
+  entry.group = "dp";
+  std::vector<double> times;
+  for (int batch = 0; batch < 1000; ++batch) {
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < 100; ++i) tape.end(tape.begin(entry));
+    times.push_back(
+        std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - start).count() / 100);
+  }
+  std::ranges::sort(times);
+  job.log(fmt::format("a call on the tape, begin and end: {:.0f} ns", times[times.size() / 10]));
+}
+
 // In all of these the last rank does what is wrong, and the others wait for it.
 void fail(Job& job, std::string_view how) {
   const bool culprit = job.rank() == job.size() - 1;
@@ -92,6 +128,19 @@ void fail(Job& job, std::string_view how) {
     } else {
       job.world().all_reduce(buffer_of(x));
     }
+  } else if (how == "seen_everywhere") {  // every rank gets the error itself, with both calls
+    try {
+      if (culprit) {
+        job.world().barrier();
+      } else {
+        job.world().all_reduce(buffer_of(large));
+      }
+    } catch (const CommError& error) {
+      std::fputs(fmt::format("rank {} sees: {}\n", job.rank(), error.what()).c_str(), stdout);
+      std::fflush(stdout);
+      std::this_thread::sleep_for(seconds(1));  // so that the others have seen it when this one ends them
+      throw;
+    }
   } else if (how == "count") {
     x.resize(culprit ? 1000 : 1024);
     job.world().all_reduce(buffer_of(x));
@@ -124,13 +173,16 @@ void fail(Job& job, std::string_view how) {
   } else if (how == "leave_before_message") {
     if (culprit) return;
     if (job.is_root()) job.world().recv(buffer_of(x), job.size() - 1);
+  } else if (how == "leave_group_early") {
+    const auto group = job.world().split(0, job.rank(), "team");
+    if (culprit) return;
+    group->all_reduce(buffer_of(x));
   } else if (how == "silent") {  // comes to no call
     if (culprit) std::this_thread::sleep_for(seconds(60));
     job.world().all_reduce(buffer_of(x));
   } else if (how == "silent_sender") {
-    if (culprit) std::this_thread::sleep_for(seconds(60));
-    if (job.is_root()) job.world().recv(buffer_of(x), job.size() - 1, 5);
-    job.world().barrier();
+    if (!job.is_root()) std::this_thread::sleep_for(seconds(60));
+    job.world().recv(buffer_of(x), job.size() - 1, 5);
   } else if (how == "killed") {
     job.world().barrier();
     if (culprit) std::raise(SIGKILL);
@@ -171,9 +223,12 @@ int main(int argc, char** argv) {
   options.communication.timeout =
       which.starts_with("silent") ? std::chrono::seconds(2) : std::chrono::seconds(120);
   options.grace = std::chrono::seconds(2);
+  options.communication.check_calls = which != "unchecked";
   return dist::run(options, [&](dist::Job& job) {
     if (what == "behaviours") {
       dist::testing::run_behaviours(job, which);
+    } else if (what == "measure") {
+      dist::testing::measure(job);
     } else if (what == "parity") {
       dist::testing::check_parity(job);
     } else {
