@@ -420,6 +420,42 @@ TEST(Copy, RoundsHalvesToNearestEvenAndKeepsSpecialValues) {
   EXPECT_TRUE(std::isnan(nan16({1})));
 }
 
+// 1 + 2⁻⁸ lies halfway between two bf16 (1 + 2⁻¹¹ between two f16); a bit far behind it decides. A detour over f32 would
+// lose that bit.
+TEST(Copy, RoundsToSixteenBitsOnce) {
+  struct Case {
+    const char* name;
+    DType from, to;
+    double value, expected;
+  };
+  for (const Case& c : {Case{"above a tie", kF64, kBF16, 1 + 0x1p-8 + 0x1p-40, 1 + 0x1p-7},
+                        {"at a tie, even below", kF64, kBF16, 1 + 0x1p-8, 1.0},
+                        {"at a tie, even above", kF64, kBF16, 1 + 3 * 0x1p-8, 1 + 0x1p-6},
+                        {"below a tie", kF64, kBF16, -1 - 3 * 0x1p-8 + 0x1p-40, -1 - 0x1p-7},
+                        {"above a tie", kF64, kF16, -1 - 0x1p-11 - 0x1p-50, -1 - 0x1p-10},
+                        {"to a subnormal", kF64, kF16, 0x1p-25 + 0x1p-60, 0x1p-24},
+                        {"to 0", kF64, kF16, 0x1p-25, 0.0},
+                        {"overflow of f16", kF64, kF16, 65520.0, kInfinity},
+                        {"below overflow of f16", kF64, kF16, 65520.0 - 0x1p-30, 65504.0},
+                        {"overflow of f32", kF64, kBF16, -1e300, -kInfinity},
+                        {"integer above a tie", kI64, kBF16, 0x1p33 + 0x1p25 + 1, 0x1p33 + 0x1p26},
+                        {"small integer above a tie", kI32, kBF16, 0x1p30 + 0x1p22 + 1, 0x1p30 + 0x1p23}}) {
+    for (const InstructionSet set : supported_sets()) {
+      // Long enough for whole vectors and a rest.
+      HostArray x(c.from, {37}), y(c.to, {37});
+      for (std::int64_t i = 0; i < 37; ++i) x.set({i}, c.value);
+      cpu_kernels(set).elementwise.copy(x.view(), y.view());
+      for (std::int64_t i = 0; i < 37; ++i) {
+        EXPECT_EQ(y({i}), c.expected) << c.name << ", " << name(c.from) << " to " << name(c.to) << ", " << name(set);
+      }
+    }
+  }
+  HostArray x(kF64, {1}), y(kBF16, {1});
+  x.set({0}, kNaN);
+  of(DeviceType::kCpu).elementwise.copy(x.view(), y.view());
+  EXPECT_TRUE(std::isnan(y({0})));
+}
+
 TEST(Fill, FillsEveryDTypeAndLayoutAndNothingElse) {
   for (const DType dtype : kAllDTypes) {
     for (const Sizes& shape : kShapes) {

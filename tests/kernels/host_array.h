@@ -3,6 +3,8 @@
 // Arrays for the tests of kernels: any dtype and strides, read and written as double, one index vector at a
 // time. Slow and plain, so that a reference written with them can be checked by eye.
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <numeric>
@@ -122,9 +124,9 @@ class HostArray {
       case DType::kF32:
         return write(p, static_cast<float>(value));
       case DType::kF16:
-        return write(p, f16_bits_from_f32(static_cast<float>(value)));
+        return write(p, f16_bits_from_f32(static_cast<float>(rounded(value, 11, -24))));
       case DType::kBF16:
-        return write(p, bf16_bits_from_f32(static_cast<float>(value)));
+        return write(p, bf16_bits_from_f32(static_cast<float>(rounded(value, 8, -133))));
       case DType::kI64:
         return write(p, static_cast<std::int64_t>(value));
       case DType::kI32:
@@ -178,6 +180,12 @@ class HostArray {
     std::int64_t sum = 0;
     for (std::size_t d = 0; d < index.size(); ++d) sum += index[d] * view.strides[d];
     return sum;
+  }
+  /// The nearest number of so many binary digits, halfway cases to even, and none of them below 2^lowest.
+  static double rounded(double value, int digits, int lowest) {
+    if (value == 0.0 || !std::isfinite(value)) return value;
+    const int last = std::max(std::ilogb(value) + 1 - digits, lowest);
+    return std::ldexp(std::nearbyint(std::ldexp(value, -last)), last);
   }
   template <class T>
   static T read(const char* p) {

@@ -116,7 +116,7 @@ void copy_bits(const Loop& loop) {
   });
 }
 
-/// Converts through T, which holds every value of one of the two dtypes.
+/// Converts through T, which holds every value of one of the two dtypes (f64 only the integers below 2^53).
 template <class T>
 void convert_elements(const Loop& loop) {
   parallel_for(loop.size, kGrain, [&](std::int64_t begin, std::int64_t end) {
@@ -138,6 +138,8 @@ void copy_elements(const ConstView& x, const View& y) {
   const Loop loop = make_loop(LoopOrder::kFastest, y, &x);
   if (x.dtype == y.dtype) return copy_bits(loop);
   if (x.dtype == DType::kF64 || y.dtype == DType::kF64) return convert_elements<double>(loop);
+  // An integer becomes a 16-bit float in one rounding, so not through f32.
+  if (!is_floating(x.dtype) && is_floating(y.dtype) && size_bytes(y.dtype) == 2) return convert_elements<double>(loop);
   if (is_floating(x.dtype) || is_floating(y.dtype)) return convert_elements<float>(loop);
   convert_elements<std::int64_t>(loop);
 }

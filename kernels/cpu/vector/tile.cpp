@@ -5,12 +5,27 @@
 namespace tessera::kernels::TESSERA_ISA {
 namespace {
 
+/// The nearest float on the side of 0, its last bit set if it is not x itself ("round to odd"). Rounded once more, to
+/// half the digits, it gives what x would give: the last bit keeps what nearest-even must know of the digits cut off.
+TESSERA_INLINE float round_to_odd(double x) {
+  const float nearest = static_cast<float>(x);
+  const double back = nearest;
+  std::uint32_t bits = tessera::detail::float_bits(nearest);
+  bits -= __builtin_fabs(back) > __builtin_fabs(x) ? 1u : 0u;
+  bits |= back != x ? 1u : 0u;  // NaN stays NaN
+  return tessera::detail::bits_float(bits);
+}
+
 template <class To, class From>
 TESSERA_INLINE To convert(From x) {
   if constexpr (dtype_of<From> == DType::kF16 || dtype_of<From> == DType::kBF16) {
     return convert<To>(static_cast<float>(x));
   } else if constexpr (dtype_of<To> == DType::kF16 || dtype_of<To> == DType::kBF16) {
-    return To(static_cast<float>(x));
+    if constexpr (dtype_of<From> == DType::kF64) {
+      return To(round_to_odd(x));
+    } else {
+      return To(static_cast<float>(x));
+    }
   } else if constexpr (dtype_of<To> == DType::kBool) {
     return x != From(0);
   } else if constexpr (dtype_of<To> == DType::kU8 && is_floating(dtype_of<From>)) {
