@@ -14,19 +14,55 @@ namespace {
 constexpr std::int64_t kEdge = 3;        // elements shown at each end of a long dimension
 constexpr std::int64_t kShowAll = 1000;  // tensors up to this many elements are shown whole
 
-std::string format_element(const Tensor& x) {
-  if (x.dtype() == kBool) return x.item<bool>() ? "true" : "false";
-  if (!is_floating(x.dtype())) return fmt::format("{}", x.item<std::int64_t>());
-  const double value = x.item();
-  if (std::isfinite(value) && value == std::trunc(value) && std::fabs(value) < 1e6)
-    return fmt::format("{:.0f}.", value);
-  return fmt::format("{:.5g}", value);
-}
+// One form for all elements, so that points stand below each other: "2.", "2.5000" or "2.5000e-07".
+enum class Form { kInteger, kFixed, kScientific };
+
+class Format {
+ public:
+  explicit Format(DType dtype) : dtype_(dtype) {}
+
+  void look_at(const Tensor& element) {
+    if (!is_floating(dtype_)) return;
+    const double size = std::fabs(element.item());
+    if (!std::isfinite(size) || size == 0.0) return;
+    largest_ = std::max(largest_, size);
+    smallest_ = std::min(smallest_, size);
+    if (size != std::trunc(size)) all_integers_ = false;
+  }
+
+  [[nodiscard]] std::string operator()(const Tensor& element) const {
+    if (dtype_ == kBool) return element.item<bool>() ? "true" : "false";
+    if (!is_floating(dtype_)) return fmt::format("{}", element.item<std::int64_t>());
+    const double value = element.item();
+    if (!std::isfinite(value)) return fmt::format("{}", value);
+    switch (form()) {
+      case Form::kInteger:
+        return fmt::format("{:.0f}.", value);
+      case Form::kFixed:
+        return fmt::format("{:.4f}", value);
+      case Form::kScientific:
+        return fmt::format("{:.4e}", value);
+    }
+    return {};
+  }
+
+ private:
+  [[nodiscard]] Form form() const {
+    if (largest_ >= 1e6 || smallest_ < 1e-4) return Form::kScientific;
+    return all_integers_ ? Form::kInteger : Form::kFixed;
+  }
+
+  DType dtype_;
+  double largest_ = 0.0;
+  double smallest_ = 1.0;
+  bool all_integers_ = true;
+};
 
 class Printer {
  public:
-  explicit Printer(const Tensor& x) : whole_(x.num_elements() <= kShowAll) {
-    measure(x);
+  explicit Printer(const Tensor& x) : whole_(x.num_elements() <= kShowAll), format_(x.dtype()) {
+    for_each_shown(x, [this](const Tensor& element) { format_.look_at(element); });
+    for_each_shown(x, [this](const Tensor& element) { width_ = std::max(width_, format_(element).size()); });
     print(x, 0);
   }
   [[nodiscard]] std::string take() { return std::move(text_); }
@@ -36,20 +72,18 @@ class Printer {
     return !whole_ && x.dim(0) > 2 * kEdge && i >= kEdge && i < x.dim(0) - kEdge;
   }
 
-  void measure(const Tensor& x) {
+  template <class F>
+  void for_each_shown(const Tensor& x, const F& f) const {
     if (x.num_elements() == 0) return;
-    if (x.dims() == 0) {
-      width_ = std::max(width_, format_element(x).size());
-      return;
-    }
+    if (x.dims() == 0) return f(x);
     for (std::int64_t i = 0; i < x.dim(0); ++i) {
-      if (!skips(x, i)) measure(x.select(0, i));
+      if (!skips(x, i)) for_each_shown(x.select(0, i), f);
     }
   }
 
   void print(const Tensor& x, int depth) {
     if (x.dims() == 0) {
-      text_ += fmt::format("{:>{}}", format_element(x), width_);
+      text_ += fmt::format("{:>{}}", format_(x), width_);
       return;
     }
     if (x.num_elements() == 0) {  // however many empty rows there are
@@ -76,6 +110,7 @@ class Printer {
   }
 
   bool whole_;
+  Format format_;
   std::size_t width_ = 0;
   std::string text_;
 };

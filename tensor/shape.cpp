@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "kernels/error.h"
 
@@ -23,8 +24,12 @@ Shape Shape::filled(int dims, std::int64_t value) {
 
 std::int64_t Shape::num_elements() const noexcept {
   std::int64_t n = 1;
-  for (const std::int64_t size : *this) n *= size;
-  return n;
+  bool fits = true;
+  for (const std::int64_t size : *this) {
+    if (size == 0) return 0;
+    fits = fits && !__builtin_mul_overflow(n, size, &n);
+  }
+  return fits ? n : std::numeric_limits<std::int64_t>::max();
 }
 
 void Shape::push_back(std::int64_t size) {

@@ -28,7 +28,7 @@ class Shape {
     return sizes_[static_cast<std::size_t>(normalize(d))];
   }
   [[nodiscard]] std::int64_t& operator[](int d) { return sizes_[static_cast<std::size_t>(normalize(d))]; }
-  /// Product of all sizes; 1 without dimensions.
+  /// Product of all sizes, at most 2^63 − 1; 1 without dimensions.
   [[nodiscard]] std::int64_t num_elements() const noexcept;
 
   void push_back(std::int64_t size);

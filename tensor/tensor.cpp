@@ -208,10 +208,21 @@ Tensor readable(const Tensor& source, const Tensor& target) {
   return overlaps ? expanded.clone() : expanded;
 }
 
+void check_distinct(const char* operation, const Tensor& target) {
+  for (int d = 0; d < target.dims(); ++d) {
+    if (target.dim(d) > 1 && target.strides()[d] == 0) {
+      throw ShapeError(
+          fmt::format("{}: dimension {} of {} repeats one element in memory; make it contiguous() first",
+                      operation, d, describe(target)));
+    }
+  }
+}
+
 }  // namespace
 
 void Tensor::copy_from(const Tensor& source) {
   check_in_place("copy_from");
+  check_distinct("copy_from", *this);
   if (device() != meta) check_same_device("copy_from", *this, source);  // meta takes anything: it forgets it
   const Tensor expanded = readable(source, *this);
   kernels::of(device().type).elementwise.copy(expanded.view(), mutable_view());
@@ -225,13 +236,7 @@ void Tensor::fill(double value) {
 void Tensor::add_scaled(const Tensor& x, double alpha) {
   check_in_place("add_scaled");
   check_same_device("add_scaled", *this, x);
-  for (int d = 0; d < dims(); ++d) {
-    if (dim(d) > 1 && strides()[d] == 0) {
-      throw ShapeError(fmt::format(
-          "add_scaled: dimension {} of {} repeats one element in memory; make it contiguous() first", d,
-          describe(*this)));
-    }
-  }
+  check_distinct("add_scaled", *this);
   const Tensor expanded = readable(x, *this);
   kernels::of(device().type).elementwise.add_scaled(mutable_view(), expanded.view(), alpha);
 }

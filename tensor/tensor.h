@@ -114,12 +114,12 @@ class Tensor {
 
   // --- In place: not differentiable ------------------------------------------------------------------------
   // AutogradError on a tensor that requires gradients, unless under NoGrad (autograd/grad_mode.h).
-  /// Copies elements, converting and broadcasting. The source may overlap this tensor.
+  /// Copies elements, converting and broadcasting. The source may overlap this tensor. ShapeError if two
+  /// elements of this tensor are one in memory (expand).
   void copy_from(const Tensor& source);
   void fill(double value);
   void zero() { fill(0.0); }
-  /// this ← this + alpha · x, with x converted and broadcast. ShapeError if two elements of this tensor are
-  /// one in memory (expand).
+  /// this ← this + alpha · x, with x converted and broadcast. Errors as for copy_from.
   void add_scaled(const Tensor& x, double alpha = 1.0);
 
   // --- Autograd: defined in autograd/tensor_members.cpp ----------------------------------------------------

@@ -56,17 +56,16 @@ std::optional<Strides> reshaped_strides(const Shape& from, const Strides& stride
 Shape resolve_minus_one(const Tensor& x, const Shape& shape) {
   Shape result = shape;
   int unknown = -1;
-  std::int64_t known = 1;
   for (int d = 0; d < shape.dims(); ++d) {
-    if (shape[d] >= 0) {
-      known *= shape[d];
-    } else if (shape[d] == -1 && unknown < 0) {
+    if (shape[d] == -1 && unknown < 0) {
       unknown = d;
-    } else {
+      result[d] = 1;
+    } else if (shape[d] < 0) {
       throw ShapeError(
           fmt::format("reshape: {} has more than one unknown (-1) or a negative size", to_string(shape)));
     }
   }
+  const std::int64_t known = result.num_elements();
   if (unknown >= 0 && known > 0) result[unknown] = x.num_elements() / known;
   if (result.num_elements() != x.num_elements() || (unknown >= 0 && known == 0)) {
     throw ShapeError(fmt::format("reshape: {} has {} elements and does not fit {}", describe(x),
