@@ -71,12 +71,32 @@ void accumulate_into_leaf(GradInfo& leaf, const Tensor& contribution) {
   }
 }
 
+// Runs a node's closure; what it finds wrong with a saved value is told with the operation that saved it.
+Grads call_backward(const Node& node, std::span<const Tensor> dys, Needs needs) {
+  const auto told = [&node](const Error& error) {
+    return fmt::format("backward of '{}': {}", node.operation, error.what());
+  };
+  try {
+    Grads grads = node.backward(dys, needs);
+    grads.resize(node.inputs.size());
+    return grads;
+  } catch (const AutogradError& error) {
+    throw AutogradError(told(error), error.where());
+  } catch (const StorageError& error) {
+    throw StorageError(told(error), error.where());
+  }
+}
+
 }  // namespace
 
 class BackwardPass {
  public:
-  BackwardPass(const BackwardOptions& options, std::span<const Tensor> wanted)
-      : options_(options), collect_(!wanted.empty()) {
+  /// Accumulates into the leaves.
+  explicit BackwardPass(const BackwardOptions& options) : options_(options) {}
+  /// Collects the gradients of `wanted` instead. With `stop_at_wanted`, the pass ends at these tensors and does not go
+  /// on to what they were made from.
+  BackwardPass(const BackwardOptions& options, std::span<const Tensor> wanted, bool stop_at_wanted)
+      : options_(options), collect_(true), stop_at_wanted_(stop_at_wanted) {
     for (const Tensor& x : wanted) {
       if (x.requires_grad()) wanted_.insert(grad_info(x));
     }
@@ -115,7 +135,7 @@ class BackwardPass {
                            std::vector<DeferredGradients::PartialSum> partial_sums) {
     const NoGrad no_grad;
     const BackwardOptions options;
-    BackwardPass pass(options, {});
+    BackwardPass pass(options);
     for (auto& [leaf, sum] : partial_sums) add_to(pass.results_[leaf.get()], std::exchange(sum, Tensor()));
     for (const auto& task : tasks) {
       for (std::size_t i = 0; i < task.node->inputs.size(); ++i) {
@@ -123,10 +143,9 @@ class BackwardPass {
       }
     }
     for (auto& task : tasks) {
-      Grads grads = task.node->backward(task.dys, Needs(task.wanted, !task.retain_graph));
+      Grads grads = call_backward(*task.node, task.dys, Needs(task.wanted, !task.retain_graph));
       if (!task.retain_graph) task.node->backward = nullptr;
       task.dys.clear();
-      grads.resize(task.wanted.size());
       for (std::size_t i = 0; i < grads.size(); ++i) {
         if (task.wanted[i] != 0)
           pass.deliver_to_leaf(*task.node->inputs[i], std::exchange(grads[i], Tensor()));
@@ -162,7 +181,7 @@ class BackwardPass {
     while (!open.empty()) {
       const std::shared_ptr<GradInfo> next = std::move(open.back());
       open.pop_back();
-      if (next->is_leaf()) {
+      if (ends_at(*next)) {
         ++uses_left_[next.get()];
         continue;
       }
@@ -197,8 +216,12 @@ class BackwardPass {
     return nodes_.at(info->producer.get());
   }
 
+  [[nodiscard]] bool ends_at(GradInfo& info) const {
+    return info.is_leaf() || (stop_at_wanted_ && wanted_.contains(&info));
+  }
+
   void deliver(const std::shared_ptr<GradInfo>& info, const Tensor& gradient) {
-    if (info->is_leaf()) {
+    if (ends_at(*info)) {
       deliver_to_leaf(*info, gradient);
       return;
     }
@@ -287,8 +310,7 @@ class BackwardPass {
       for (std::size_t i = 0; i < dys.size(); ++i) {
         if (dys[i].defined()) dys[i] = dys[i].to(node->outputs[i].dtype);
       }
-      grads = node->backward(dys, Needs(now, !options_.retain_graph && !defer));
-      grads.resize(num_inputs);
+      grads = call_backward(*node, dys, Needs(now, !options_.retain_graph && !defer));
     }
     if (defer) {
       options_.deferred->tasks_.push_back({node, std::move(dys), std::move(later), options_.retain_graph});
@@ -303,7 +325,8 @@ class BackwardPass {
   }
 
   const BackwardOptions& options_;
-  bool collect_;
+  bool collect_ = false;
+  bool stop_at_wanted_ = false;
   std::unordered_set<GradInfo*> wanted_;
   std::unordered_map<Node*, bool> nodes_;  // reached nodes; whether a gradient must pass through
   std::unordered_map<GradInfo*, int> uses_left_;
@@ -319,21 +342,38 @@ void DeferredGradients::run() {
 
 void backward(std::span<const Tensor> roots, std::span<const Tensor> gradients,
               const BackwardOptions& options) {
-  BackwardPass(options, {}).run(roots, gradients);
+  BackwardPass(options).run(roots, gradients);
 }
 
 void backward(const Tensor& root, const Tensor& gradient, const BackwardOptions& options) {
   backward(std::span(&root, 1), std::span(&gradient, 1), options);
 }
 
-std::vector<Tensor> gradients(std::span<const Tensor> roots, std::span<const Tensor> root_gradients,
-                              std::span<const Tensor> inputs, bool retain_graph) {
-  const BackwardOptions options{.retain_graph = retain_graph};
-  BackwardPass pass(options, inputs);
+namespace {
+
+std::vector<Tensor> collect(BackwardPass& pass, std::span<const Tensor> roots,
+                            std::span<const Tensor> root_gradients, std::span<const Tensor> inputs) {
   pass.run(roots, root_gradients);
   std::vector<Tensor> results;
   for (const Tensor& input : inputs) results.push_back(pass.collected(input));
   return results;
+}
+
+}  // namespace
+
+std::vector<Tensor> gradients(std::span<const Tensor> roots, std::span<const Tensor> root_gradients,
+                              std::span<const Tensor> inputs, bool retain_graph) {
+  const BackwardOptions options{.retain_graph = retain_graph};
+  BackwardPass pass(options, inputs, /*stop_at_wanted=*/false);
+  return collect(pass, roots, root_gradients, inputs);
+}
+
+std::vector<Tensor> detail::gradients_up_to(std::span<const Tensor> roots,
+                                            std::span<const Tensor> root_gradients,
+                                            std::span<const Tensor> inputs) {
+  const BackwardOptions options;
+  BackwardPass pass(options, inputs, /*stop_at_wanted=*/true);
+  return collect(pass, roots, root_gradients, inputs);
 }
 
 }  // namespace tessera

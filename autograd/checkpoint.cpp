@@ -93,9 +93,12 @@ Tensor checkpoint(std::function<Tensor(std::span<const Tensor>)> function, std::
           if (needs[i]) again.back().set_requires_grad();
         }
         const Tensor result = function(again);
+        // Undefined stands for what nobody asks for now: the weights' part may be deferred.
         std::vector<Tensor> wanted = again;
-        wanted.insert(wanted.end(), leaves.begin(), leaves.end());
-        return gradients(std::span(&result, 1), dys, wanted);
+        for (std::size_t i = 0; i < leaves.size(); ++i)
+          wanted.push_back(needs[again.size() + i] ? leaves[i] : Tensor());
+        if (!result.requires_grad()) return {};
+        return detail::gradients_up_to(std::span(&result, 1), dys, wanted);
       });
   return y;
 }

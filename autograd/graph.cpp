@@ -14,8 +14,8 @@ Saved::Saved(Tensor value) : value_(std::move(value)), version_(value_.storage()
 const Tensor& Saved::get() const {
   if (value_.storage().version() != version_) {
     throw AutogradError(fmt::format(
-        "backward: a value {} that was saved for the backward pass{} has been changed in place "
-        "since (version {}, saved as {}); clone it before the change",
+        "a value {} that was saved for the backward pass{} has been changed in place since (version {}, saved as "
+        "{}); clone it before the change",
         describe(value_), value_.storage().name().empty() ? "" : " ('" + value_.storage().name() + "')",
         value_.storage().version(), version_));
   }
@@ -86,21 +86,18 @@ void GradInfo::record(const char* operation, const Tensor& input, Tensor& output
 }
 
 Node::~Node() {
-  std::vector<std::shared_ptr<Node>> orphans;
-  const auto adopt_producers = [&orphans](Node& node) {
-    node.backward = nullptr;  // first, as the values that it saved hold the inputs too
-    for (auto& input : node.inputs) {
-      // Only the last holder of an input takes its producer along; a shared one lives on.
-      if (input != nullptr && input.use_count() == 1 && input->producer != nullptr) {
-        orphans.push_back(std::move(input->producer));
-      }
-    }
-  };
-  adopt_producers(*this);
-  while (!orphans.empty()) {
-    const std::shared_ptr<Node> orphan = std::move(orphans.back());
-    orphans.pop_back();
-    if (orphan.use_count() == 1) adopt_producers(*orphan);
+  // Values that closures saved hold the inputs too; they go first, while `open` still holds every input.
+  backward = nullptr;
+  std::vector<std::shared_ptr<GradInfo>> open = std::move(inputs);
+  while (!open.empty()) {
+    const std::shared_ptr<GradInfo> info = std::move(open.back());
+    open.pop_back();
+    // Only the last holder takes the producer along: of x·x, the second use of x.
+    if (info == nullptr || info.use_count() > 1) continue;
+    const std::shared_ptr<Node> producer = std::move(info->producer);
+    if (producer == nullptr || producer.use_count() > 1) continue;
+    producer->backward = nullptr;
+    for (auto& input : producer->inputs) open.push_back(std::move(input));
   }
 }
 
