@@ -4,6 +4,7 @@
 
 #include "autograd/arithmetic.h"
 #include "autograd/graph.h"
+#include "autograd/kernel_layouts.h"
 #include "autograd/math.h"
 #include "kernels/error.h"
 #include "kernels/kernels.h"
@@ -100,6 +101,29 @@ Tensor variance(const Tensor& x, const Over& over, int correction) {
   const ReducedShapes shapes(x.shape(), over);
   const Tensor deviation = x - mean(x, {.dims = over.dims, .keep_dims = true});
   return sum(square(deviation), over) / static_cast<double>(shapes.count - correction);
+}
+
+namespace {
+
+Tensor running_sum(const Tensor& x, bool reverse) {
+  const Tensor rows = detail::as_rows(x);
+  Tensor y = empty_like(rows);
+  kernels::of(x.device().type).reductions.cumulative_sum(rows.view(), reverse, y.mutable_view());
+  return y.reshape(x.shape());
+}
+
+}  // namespace
+
+// y_i = Σ_{j ≤ i} x_j, so x_j is in every y_i with i ≥ j:  dx_j = Σ_{i ≥ j} dy_i, the running sum from the other end.
+Tensor cumsum(const Tensor& x, int dim) {
+  if (!is_floating(x.dtype())) {
+    throw DTypeError(
+        fmt::format("cumsum: needs a floating dtype, but came {}; convert it with to()", describe(x)));
+  }
+  dim = x.shape().normalize(dim);
+  if (dim != x.dims() - 1) return cumsum(x.transpose(dim, -1), -1).transpose(dim, -1);
+  return record("cumsum", running_sum(x, /*reverse=*/false), {x},
+                [](const Tensor& dy, Needs) -> Grads { return {running_sum(dy, /*reverse=*/true)}; });
 }
 
 Tensor argmax(const Tensor& x, int dim) { return arg_reduce(true, "argmax", x, dim); }

@@ -17,6 +17,11 @@ class MetaReductions final : public Reductions {
     Count().flops(float_operations(x.dtype, x.num_elements())).reads(x).writes(y);
   }
 
+  // 1 per element.
+  void cumulative_sum(const ConstView& x, bool /*reverse*/, const View& y) const override {
+    Count().flops(x.num_elements()).reads(x).writes(y);
+  }
+
   // 2 per element. The sum of no data is 0.
   double sum_of_squares(std::span<const ConstView> xs) const override {
     Count count;

@@ -43,6 +43,10 @@ void add_reduction_rows(std::vector<Row>& rows) {
   add("min", "two_dims", {2, 3, 4}, true, [](const Tensor& x) { return min(x, {.dims = {0, 1}}); });
   add("min", "no_rows", {0, 3}, true,
       [](const Tensor& x) { return min(x, {.dims = {1}, .keep_dims = true}); });
+  add("cumsum", "last", {2, 3, 4}, false, [](const Tensor& x) { return cumsum(x); });
+  add("cumsum", "first", {3, 4}, false, [](const Tensor& x) { return cumsum(x, 0); });
+  add("cumsum", "no_rows", {0, 3}, false, [](const Tensor& x) { return cumsum(x, 1); });
+  add("cumsum", "empty_rows", {3, 0}, false, [](const Tensor& x) { return cumsum(x); });
   add("variance", "all", {2, 3, 4}, false, [](const Tensor& x) { return variance(x); });
   add("variance", "last", {3, 4}, false, [](const Tensor& x) { return variance(x, {.dims = {-1}}); });
   add("variance", "population", {3, 4}, false,

@@ -106,6 +106,7 @@ std::vector<CountCase> count_cases() {
          k.reductions.arg_reduce(true, x, 1, meta_view({3, 1}, kI64));
        },
        24, 96, 24},
+      {"running sum", [=](Kernels k) { k.reductions.cumulative_sum(x, false, x); }, 24, 96, 96},
       {"first non-finite element", [=](Kernels k) { EXPECT_EQ(k.reductions.first_non_finite(x), -1); }, 24,
        96, 0},
       {"sum of squares of two tensors",

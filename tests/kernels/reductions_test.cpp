@@ -202,6 +202,36 @@ TEST(ArgReduce, GivesTheFirstOfEqualsAndTheFirstNaNInEveryLayout) {
   }
 }
 
+TEST(CumulativeSum, AddsEachRowFromOneEndToTheOther) {
+  for (const InstructionSet set : supported_sets()) {
+    const Reductions& kernels = cpu_kernels(set).reductions;
+    for (const DType dtype : kFloatDTypes) {
+      for (const Sizes& shape : {Sizes{1, 1}, Sizes{3, 7}, Sizes{0, 4}, Sizes{4, 0}, Sizes{600, 130}}) {
+        for (const bool reverse : {false, true}) {
+          SCOPED_TRACE(std::string(name(set)) + " " + name(dtype) + " " + text(shape) + (reverse ? " reverse" : ""));
+          HostArray x(dtype, shape), y(dtype, shape);
+          int n = 0;
+          x.for_each([&](const Sizes& i) { x.set(i, ++n % 17 - 8); });
+          WithThreads threads(2);
+          kernels.cumulative_sum(x.view(), reverse, y.view());
+          // Partial sums are integers below 2⁸, exact in every dtype.
+          for (std::int64_t row = 0; row < shape[0]; ++row) {
+            double expected = 0;
+            for (std::int64_t i = 0; i < shape[1]; ++i) {
+              const std::int64_t at = reverse ? shape[1] - 1 - i : i;
+              expected += x({row, at});
+              ASSERT_EQ(y({row, at}), expected);
+            }
+          }
+          ASSERT_TRUE(y.guards_intact());
+          kernels.cumulative_sum(x.view(), reverse, x.view());
+          ASSERT_TRUE(x.bitwise_equal(y)) << "in place";
+        }
+      }
+    }
+  }
+}
+
 TEST(SumOfSquares, AddsAllViewsInDoublePrecision) {
   LaidOut a(kF32, {300, 301}, Layout::kReversed), b(kBF16, {0}, Layout::kContiguous),
       c(kF16, {77}, Layout::kStepped);

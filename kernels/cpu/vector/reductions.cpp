@@ -70,6 +70,9 @@ class CpuReductions final : public Reductions {
   void arg_reduce(bool largest, const ConstView& x, int dim, const View& y) const override {
     arg_reduce_elements(largest, x, dim, y);
   }
+  void cumulative_sum(const ConstView& x, bool reverse, const View& y) const override {
+    cumulative_sum_rows(x, reverse, y);
+  }
 
   double sum_of_squares(std::span<const ConstView> xs) const override {
     const ConstView* views = xs.data();
