@@ -189,26 +189,31 @@ TEST(DataParallel, SumsGradientsAndNeverAverages) {
 // zero_grad of an optimizer drops a gradient that fills its storage, a module's drops all, and programs may put another
 // tensor in its place. A gradient that is not in its bucket any more would be left out of the reduction, silently.
 TEST(DataParallel, FindsGradientsThatWereDroppedOrReplaced) {
-  enum class When { kBeforeThePass, kAfterItIsAnnounced };
-  for (const When when : {When::kBeforeThePass, When::kAfterItIsAnnounced}) {
-    for (const std::int64_t bucket_bytes : {1, 1000}) {
-      run_thread_ranks(3, [&](Job& job) {
-        ThreeParameters p;
-        DataParallel parallel(p.named(), job.world(), {.bucket_bytes = bucket_bytes});
-        for (int step = 0; step < 3; ++step) {
-          if (when == When::kAfterItIsAnnounced) parallel.reduce_in_next_backward(true);
-          p.a.set_grad({});
-          p.b.set_grad(zeros({3}, {.dtype = kF64}));
-          p.c.set_grad({});
-          if (when == When::kBeforeThePass) parallel.reduce_in_next_backward(true);
-          ((sum(p.a) + sum(p.b) * 2.0) * (job.rank() + 1.0)).backward();  // c is not used
-          parallel.wait();
-          expect_gradient(p.a, ThreeParameters::sum(1, 3), "a");
-          expect_gradient(p.b, ThreeParameters::sum(2, 3), "b");
-          expect_gradient(p.c, 0.0, "c");
-        }
-      });
-    }
+  struct Case {
+    bool announced_first;  // reduce_in_next_backward comes before the gradients go
+    bool uses_c;           // otherwise no bucket starts before wait()
+    std::int64_t bucket_bytes;
+  };
+  for (const Case& c :
+       {Case{false, false, 1}, {false, true, 1000}, {true, false, 1}, {true, true, 1}, {true, true, 1000}}) {
+    run_thread_ranks(3, [&](Job& job) {
+      ThreeParameters p;
+      DataParallel parallel(p.named(), job.world(), {.bucket_bytes = c.bucket_bytes});
+      for (int step = 0; step < 3; ++step) {
+        if (c.announced_first) parallel.reduce_in_next_backward(true);
+        p.a.set_grad({});
+        p.b.set_grad(zeros({3}, {.dtype = kF64}));
+        p.c.set_grad({});
+        if (!c.announced_first) parallel.reduce_in_next_backward(true);
+        Tensor y = sum(p.a) + sum(p.b) * 2.0;
+        if (c.uses_c) y = y + sum(p.c) * 3.0;
+        (y * (job.rank() + 1.0)).backward();
+        parallel.wait();
+        expect_gradient(p.a, ThreeParameters::sum(1, 3), "a");
+        expect_gradient(p.b, ThreeParameters::sum(2, 3), "b");
+        expect_gradient(p.c, c.uses_c ? ThreeParameters::sum(3, 3) : 0.0, "c");
+      }
+    });
   }
 }
 
