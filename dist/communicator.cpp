@@ -310,4 +310,8 @@ std::shared_ptr<Communicator> Communicator::split(int color, int key, const std:
   return make_group(color, members, new_rank, call, name);
 }
 
+std::shared_ptr<Communicator> Communicator::alone(const std::string& name) const {
+  return make_self_communicator(tape_, options_, name);
+}
+
 }  // namespace tessera::dist

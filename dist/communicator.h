@@ -235,6 +235,9 @@ class Communicator {
   [[nodiscard]] std::shared_ptr<Communicator> split(int color, int key, const std::string& name,
                                                     Where where = Where::current());
 
+  /// A group of this rank alone, on the same tape. Not a collective: nothing is sent.
+  [[nodiscard]] std::shared_ptr<Communicator> alone(const std::string& name) const;
+
   /// The last call on the world: a barrier through which ranks leave. A peer that still waits for this rank in another
   /// call learns that it has left. dist::run calls it.
   void finish(Where where = Where::current());
@@ -274,7 +277,8 @@ class Communicator {
 
 /// A group of this rank alone.
 [[nodiscard]] std::shared_ptr<Communicator> make_self_communicator(std::shared_ptr<Tape> tape,
-                                                                   const CommOptions& options = {});
+                                                                   const CommOptions& options = {},
+                                                                   const std::string& name = "world");
 
 /// The world of `tapes.size()` ranks that are threads of this process; element r is for the thread of rank r.
 ///

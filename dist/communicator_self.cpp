@@ -27,8 +27,9 @@ class SelfCommunicator final : public Communicator {
 
 }  // namespace
 
-std::shared_ptr<Communicator> make_self_communicator(std::shared_ptr<Tape> tape, const CommOptions& options) {
-  return std::make_shared<SelfCommunicator>("world", std::move(tape), options);
+std::shared_ptr<Communicator> make_self_communicator(std::shared_ptr<Tape> tape, const CommOptions& options,
+                                                     const std::string& name) {
+  return std::make_shared<SelfCommunicator>(name, std::move(tape), options);
 }
 
 }  // namespace tessera::dist
