@@ -17,6 +17,7 @@
 #include "dist/config.h"
 #include "dist/data_parallel.h"
 #include "dist/job.h"
+#include "dist/mesh.h"
 #include "nn/nn.h"
 #include "optim/adam.h"
 #include "optim/clip.h"
