@@ -109,6 +109,7 @@ class Child {
     ::dup2(err, STDERR_FILENO);
     for (int descriptor = 3; descriptor < 256; ++descriptor) ::close(descriptor);
     for (const int signal : {SIGINT, SIGTERM, SIGPIPE, SIGXFSZ}) ::signal(signal, SIG_DFL);
+    ::setenv("OMP_WAIT_POLICY", "passive", 1);  // tests share the cores with others
     const rlimit limit{options.largest_file, options.largest_file};
     if (options.largest_file != RLIM_INFINITY) ::setrlimit(RLIMIT_FSIZE, &limit);
     if (::chdir(options.folder.c_str()) != 0) ::_exit(126);
