@@ -99,6 +99,7 @@ StepReport Trainer::step() {
   const auto start = std::chrono::steady_clock::now();
   RankContext& context = RankContext::current();
   context.pool(cpu)->reset_peak();
+  sent_before_ = sent_bytes_by_group();
   context.step = static_cast<std::uint64_t>(steps_done_);
 
   double loss_sum = 0.0;
@@ -185,10 +186,14 @@ void Trainer::share_figures(StepReport& report, double loss_sum) {
   }
   report.loss = total_loss / static_cast<double>(report.tokens);
 
+  for (const auto& [group, bytes] : sent_bytes_by_group())
+    report.sent_bytes[group] = bytes - sent_before_[group];
+}
+
+std::map<std::string, std::int64_t> Trainer::sent_bytes_by_group() const {
   std::map<std::string, std::int64_t> sent;
   for (const dist::TapeTotal& total : job_.tape().totals()) sent[total.group] += total.sent_bytes;
-  for (const auto& [group, bytes] : sent) report.sent_bytes[group] = bytes - sent_before_[group];
-  sent_before_ = std::move(sent);
+  return sent;
 }
 
 dist::Checkpoint Trainer::checkpoint() {

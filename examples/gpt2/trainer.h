@@ -56,6 +56,7 @@ class Trainer {
   double accumulate_micro_batch(std::int64_t micro_batch);
   [[nodiscard]] bool update(StepReport& report);
   void share_figures(StepReport& report, double loss_sum);
+  [[nodiscard]] std::map<std::string, std::int64_t> sent_bytes_by_group() const;
 
   const TrainOptions& options_;
   tessera::dist::Job& job_;
@@ -70,7 +71,7 @@ class Trainer {
   tessera::optim::LossScaler scaler_;
   std::int64_t steps_done_ = 0;
   bool stop_requested_ = false;
-  std::map<std::string, std::int64_t> sent_before_;
+  std::map<std::string, std::int64_t> sent_before_;  // this step
 };
 
 }  // namespace gpt2

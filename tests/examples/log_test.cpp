@@ -25,7 +25,8 @@ std::vector<std::string> lines(const std::string& text) {
 
 TEST_F(TrainLog, HasOneObjectAStepWithExactlyTheKeysThatStay) {
   const Outcome outcome =
-      run(train("--out run --steps 5 --batch 4 --ranks 2 --dtype f64 --log logs/run.jsonl"));
+      run(train("--out run --steps 5 --batch 4 --ranks 2 --dtype f64 --eval-every 2 --save-every 2 --log "
+                "logs/run.jsonl"));
   ASSERT_EQ(outcome.status, 0) << outcome.all();
   const auto steps = read_log("logs/run.jsonl");
   ASSERT_EQ(steps.size(), 5u);
@@ -34,6 +35,7 @@ TEST_F(TrainLog, HasOneObjectAStepWithExactlyTheKeysThatStay) {
     EXPECT_EQ(keys(step), (std::set<std::string>{"step", "loss", "grad_norm", "lr", "tokens_per_second",
                                                  "peak_bytes", "sent_bytes"}));
     EXPECT_EQ(step["step"], i + 1);
+    EXPECT_EQ(step["sent_bytes"], steps[0]["sent_bytes"]) << "what is sent between steps belongs to none";
     EXPECT_GT(step["loss"], 0.0);
     EXPECT_GT(step["grad_norm"], 0.0);
     EXPECT_GT(step["tokens_per_second"], 0.0);
