@@ -1,7 +1,7 @@
 #pragma once
 
-// All of Tessera. A program includes it as <tessera/tessera.h>, from the source tree and from an installed copy alike.
-// It needs no other library's headers.
+// All of Tessera. A program includes it as <tessera/tessera.h>, from the source tree and from an installed
+// copy alike. It needs no other library's headers.
 
 #include "autograd/backward.h"
 #include "autograd/checkpoint.h"

@@ -93,8 +93,8 @@ class BackwardPass {
  public:
   /// Accumulates into the leaves.
   explicit BackwardPass(const BackwardOptions& options) : options_(options) {}
-  /// Collects the gradients of `wanted` instead. With `stop_at_wanted`, the pass ends at these tensors and does not go
-  /// on to what they were made from.
+  /// Collects the gradients of `wanted` instead. With `stop_at_wanted`, the pass ends at these tensors and
+  /// does not go on to what they were made from.
   BackwardPass(const BackwardOptions& options, std::span<const Tensor> wanted, bool stop_at_wanted)
       : options_(options), collect_(true), stop_at_wanted_(stop_at_wanted) {
     for (const Tensor& x : wanted) {

@@ -56,9 +56,10 @@ void backward(const Tensor& root, const Tensor& gradient = {}, const BackwardOpt
                                             std::span<const Tensor> inputs, bool retain_graph = false);
 
 namespace detail {
-/// The gradients of `inputs` alone: the pass ends at each of them, even at one that is the result of an operation.
-/// Uses of one input through another do not count.
-[[nodiscard]] std::vector<Tensor> gradients_up_to(std::span<const Tensor> roots, std::span<const Tensor> root_gradients,
+/// The gradients of `inputs` alone: the pass ends at each of them, even at one that is the result of an
+/// operation. Uses of one input through another do not count.
+[[nodiscard]] std::vector<Tensor> gradients_up_to(std::span<const Tensor> roots,
+                                                  std::span<const Tensor> root_gradients,
                                                   std::span<const Tensor> inputs);
 }  // namespace detail
 

@@ -14,8 +14,8 @@ Saved::Saved(Tensor value) : value_(std::move(value)), version_(value_.storage()
 const Tensor& Saved::get() const {
   if (value_.storage().version() != version_) {
     throw AutogradError(fmt::format(
-        "a value {} that was saved for the backward pass{} has been changed in place since (version {}, saved as "
-        "{}); clone it before the change",
+        "a value {} that was saved for the backward pass{} has been changed in place since (version {}, "
+        "saved as {}); clone it before the change",
         describe(value_), value_.storage().name().empty() ? "" : " ('" + value_.storage().name() + "')",
         value_.storage().version(), version_));
   }

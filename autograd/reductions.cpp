@@ -114,7 +114,8 @@ Tensor running_sum(const Tensor& x, bool reverse) {
 
 }  // namespace
 
-// y_i = Σ_{j ≤ i} x_j, so x_j is in every y_i with i ≥ j:  dx_j = Σ_{i ≥ j} dy_i, the running sum from the other end.
+// y_i = Σ_{j ≤ i} x_j, so x_j is in every y_i with i ≥ j:  dx_j = Σ_{i ≥ j} dy_i,
+// the running sum from the other end.
 Tensor cumsum(const Tensor& x, int dim) {
   if (!is_floating(x.dtype())) {
     throw DTypeError(

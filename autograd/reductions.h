@@ -22,7 +22,8 @@ struct Over {
 /// Mean of squared deviations over n − `correction` (1: unbiased, as PyTorch; 0: population).
 [[nodiscard]] Tensor variance(const Tensor& x, const Over& over = {}, int correction = 1);
 
-/// Running sums along `dim`: y_i = Σ_{j ≤ i} x_j, accumulated in f32 (f64 for f64). Same shape and dtype as x.
+/// Running sums along `dim`: y_i = Σ_{j ≤ i} x_j, accumulated in f32 (f64 for f64). Shape and dtype are
+/// those of x.
 /// Errors   DTypeError if x is not floating; IndexError for a dimension that x lacks.
 /// Example  cumsum({1, 2, 3, 4})  →  {1, 3, 6, 10}
 [[nodiscard]] Tensor cumsum(const Tensor& x, int dim = -1);

@@ -115,8 +115,8 @@ EvaluationWindows::EvaluationWindows(std::int64_t num_tokens, std::int64_t seq_l
   if (seq_len < 1)
     throw ConfigError(fmt::format("EvaluationWindows: seq_len {} must be at least 1", seq_len));
   if (stride_ < 1 || stride_ > seq_len) {
-    throw ConfigError(fmt::format("EvaluationWindows: stride {} is not between 1 and the window's {} tokens", stride,
-                                  seq_len));
+    throw ConfigError(fmt::format("EvaluationWindows: stride {} is not between 1 and the window's {} tokens",
+                                  stride, seq_len));
   }
   if (num_tokens < 2) {
     throw DataError(
@@ -152,8 +152,9 @@ std::vector<std::int64_t> EvaluationWindows::fill(const TokenFile& file, std::in
     file.read(start, inputs.subspan(row, static_cast<std::size_t>(window_length)));
     const std::int64_t counted_before = first + i == 0 ? 0 : seq_len_ - stride_;  // by earlier windows
     if (window_length > counted_before) {
-      file.read(start + counted_before + 1, targets.subspan(row + static_cast<std::size_t>(counted_before),
-                                                            static_cast<std::size_t>(window_length - counted_before)));
+      file.read(start + counted_before + 1,
+                targets.subspan(row + static_cast<std::size_t>(counted_before),
+                                static_cast<std::size_t>(window_length - counted_before)));
     }
   }
   return lengths;

@@ -85,8 +85,8 @@ fs::path resolve(const fs::path& folder) {
   return folder / name;
 }
 
-// A folder name for a checkpoint of `step` that is not taken: one that was saved before stays whole until `latest` names
-// the new one.
+// A folder name for a checkpoint of `step` that is not taken: one that was saved before stays whole until
+// `latest` names the new one.
 std::string free_folder_name(const fs::path& run_folder, std::int64_t step) {
   const std::string name = step_folder_name(step);
   if (!fs::exists(run_folder / name)) return name;
@@ -95,8 +95,8 @@ std::string free_folder_name(const fs::path& run_folder, std::int64_t step) {
   return fmt::format("{}.{}", name, copy);
 }
 
-// Keeps `current` and, of the others, the keep − 1 written last; not those of the highest steps, which may be left from a
-// run that was given up. Another one of the same step has been replaced.
+// Keeps `current` and, of the others, the keep − 1 written last; not those of the highest steps, which may be
+// left from a run that was given up. Another one of the same step has been replaced.
 void remove_older(const fs::path& run_folder, const std::string& current, std::int64_t step, int keep) {
   struct Folder {
     fs::file_time_type time;

@@ -25,8 +25,8 @@ struct Checkpoint {
 /// beyond `keep` are removed afterwards.
 ///
 /// Calling   One rank writes; the others must not use the run folder meanwhile.
-/// Errors    DataError if the folder cannot be written to; FileError if the disk is full: what was there before
-///           stays.
+/// Errors    DataError if the folder cannot be written to; FileError if the disk is full: what was there
+///           before stays.
 void save_checkpoint(const std::filesystem::path& run_folder, const Checkpoint& checkpoint, int keep = 2);
 
 /// True if `folder` holds a checkpoint that load_checkpoint would try to read.

@@ -34,12 +34,10 @@ std::string describe(const Call& call) {
 
 std::uint64_t fingerprint(const Call& call) noexcept {
   const bool reduces = call.op == Collective::kAllReduce || call.op == Collective::kReduceScatter;
-  const std::uint64_t fields[] = {static_cast<std::uint64_t>(call.op),
-                                  static_cast<std::uint64_t>(call.in.count),
-                                  static_cast<std::uint64_t>(call.in.dtype),
-                                  reduces ? static_cast<std::uint64_t>(call.reduce) : 0,
-                                  static_cast<std::uint64_t>(call.peer + 1),
-                                  call.sequence};
+  const std::uint64_t fields[] = {
+      static_cast<std::uint64_t>(call.op),       static_cast<std::uint64_t>(call.in.count),
+      static_cast<std::uint64_t>(call.in.dtype), reduces ? static_cast<std::uint64_t>(call.reduce) : 0,
+      static_cast<std::uint64_t>(call.peer + 1), call.sequence};
   std::uint64_t hash = 0x9E3779B97F4A7C15ull;
   for (const std::uint64_t field : fields) hash = kernels::random_key_bits({.seed = hash, .stream = field});
   return hash;
@@ -47,7 +45,7 @@ std::uint64_t fingerprint(const Call& call) noexcept {
 
 }  // namespace detail
 
-// --- Work ----------------------------------------------------------------------------------------------------------
+// --- Work --------------------------------------------------------------------------------------------------
 
 Work::Work(std::unique_ptr<detail::Operation> operation, std::shared_ptr<Tape> tape, std::uint64_t ticket)
     : operation_(std::move(operation)), tape_(std::move(tape)), ticket_(ticket) {}
@@ -114,7 +112,7 @@ void Work::settle() noexcept {
   finish();
 }
 
-// --- Communicator --------------------------------------------------------------------------------------------------
+// --- Communicator ------------------------------------------------------------------------------------------
 
 using detail::Call;
 
@@ -133,7 +131,8 @@ std::string Communicator::context(const Call& call) const {
 void Communicator::check_buffer(const Call& call, const char* which, ConstBuffer buffer) const {
   if (buffer.count < 0) {
     throw ShapeError(
-        fmt::format("{}: {} has {} elements {}", dist::name(call.op), which, buffer.count, context(call)), call.where);
+        fmt::format("{}: {} has {} elements {}", dist::name(call.op), which, buffer.count, context(call)),
+        call.where);
   }
   if (buffer.data == nullptr && buffer.count > 0) {
     throw DeviceError(fmt::format("{}: {} has {} elements and no data (dropped, or on the meta device) {}",
@@ -147,14 +146,15 @@ void Communicator::check_layout(const Call& call) const {
   check_buffer(call, "the output", call.out);
   const bool reduces = call.op == Collective::kAllReduce || call.op == Collective::kReduceScatter;
   if (reduces && !is_reducible(call.in.dtype)) {
-    throw DTypeError(fmt::format("{}: {} of {} is not defined; convert to i32 or f32 first {}", dist::name(call.op),
-                                 dist::name(call.reduce), tessera::name(call.in.dtype), context(call)),
-                     call.where);
+    throw DTypeError(
+        fmt::format("{}: {} of {} is not defined; convert to i32 or f32 first {}", dist::name(call.op),
+                    dist::name(call.reduce), tessera::name(call.in.dtype), context(call)),
+        call.where);
   }
   if (call.op == Collective::kAllReduce || call.op == Collective::kBroadcast) return;  // in place: one buffer
   if (call.in.dtype != call.out.dtype) {
-    throw DTypeError(fmt::format("{}: input is {}, output is {} {}", dist::name(call.op), tessera::name(call.in.dtype),
-                                 tessera::name(call.out.dtype), context(call)),
+    throw DTypeError(fmt::format("{}: input is {}, output is {} {}", dist::name(call.op),
+                                 tessera::name(call.in.dtype), tessera::name(call.out.dtype), context(call)),
                      call.where);
   }
   std::int64_t expected_in = call.in.count, expected_out = call.out.count;
@@ -168,20 +168,22 @@ void Communicator::check_layout(const Call& call) const {
   } else {
     expected_out = call.in.count;
     if (call.in.count % size_ != 0) {
-      throw ShapeError(fmt::format("{}: {} elements can't be cut into R = {} equal parts {}", dist::name(call.op),
-                                   call.in.count, size_, context(call)),
+      throw ShapeError(fmt::format("{}: {} elements can't be cut into R = {} equal parts {}",
+                                   dist::name(call.op), call.in.count, size_, context(call)),
                        call.where);
     }
   }
   if (call.in.count != expected_in || call.out.count != expected_out) {
-    throw ShapeError(fmt::format("{}: expected {}; input has {} elements, output {}, R = {} {}", dist::name(call.op),
-                                 rule, call.in.count, call.out.count, size_, context(call)),
-                     call.where);
+    throw ShapeError(
+        fmt::format("{}: expected {}; input has {} elements, output {}, R = {} {}", dist::name(call.op), rule,
+                    call.in.count, call.out.count, size_, context(call)),
+        call.where);
   }
   // Overlap: none, or exactly the rank's own slice.
   const auto* in = static_cast<const char*>(call.in.data);
   const auto* out = static_cast<const char*>(call.out.data);
-  const bool overlap = call.in.count > 0 && call.out.count > 0 && std::less<>()(in, out + call.out.size_bytes()) &&
+  const bool overlap = call.in.count > 0 && call.out.count > 0 &&
+                       std::less<>()(in, out + call.out.size_bytes()) &&
                        std::less<>()(out, in + call.in.size_bytes());
   const bool own_slice =
       (call.op == Collective::kReduceScatter && out == in + rank_ * call.out.size_bytes()) ||
@@ -195,8 +197,8 @@ void Communicator::check_layout(const Call& call) const {
 
 void Communicator::check_rank(const Call& call, const char* which) const {
   if (call.peer < 0 || call.peer >= size_) {
-    throw IndexError(fmt::format("{}: {} is rank {}, but the group has ranks 0 to {} {}", dist::name(call.op), which,
-                                 call.peer, size_ - 1, context(call)),
+    throw IndexError(fmt::format("{}: {} is rank {}, but the group has ranks 0 to {} {}", dist::name(call.op),
+                                 which, call.peer, size_ - 1, context(call)),
                      call.where);
   }
 }
@@ -258,7 +260,8 @@ Work Communicator::send_async(ConstBuffer x, int to, int tag, Where where) {
   Call call{.op = Collective::kSend, .in = x, .peer = to, .tag = tag, .where = where};
   check_buffer(call, "the message", x);
   check_rank(call, "the receiver");
-  if (to == rank_) throw IndexError(fmt::format("send: a rank can't send to itself {}", context(call)), where);
+  if (to == rank_)
+    throw IndexError(fmt::format("send: a rank can't send to itself {}", context(call)), where);
   if (tag < 0 || tag >= 32768) throw IndexError(fmt::format("send: tag {} is not in [0, 32768)", tag), where);
   return submit(call, x.count);
 }
@@ -267,7 +270,8 @@ Work Communicator::recv_async(Buffer y, int from, int tag, Where where) {
   Call call{.op = Collective::kRecv, .in = y, .out = y, .peer = from, .tag = tag, .where = where};
   check_buffer(call, "the message", y);
   check_rank(call, "the sender");
-  if (from == rank_) throw IndexError(fmt::format("recv: a rank can't receive from itself {}", context(call)), where);
+  if (from == rank_)
+    throw IndexError(fmt::format("recv: a rank can't receive from itself {}", context(call)), where);
   if (tag < 0 || tag >= 32768) throw IndexError(fmt::format("recv: tag {} is not in [0, 32768)", tag), where);
   return submit(call, y.count);
 }

@@ -17,7 +17,8 @@
 
 namespace tessera::dist {
 
-/// Contiguous memory that a call reads. It borrows: the memory stays valid and unchanged until the call has completed.
+/// Contiguous memory that a call reads. It borrows: the memory stays valid and unchanged until the call has
+/// completed.
 struct ConstBuffer {
   const void* data = nullptr;
   std::int64_t count = 0;  ///< elements
@@ -35,8 +36,8 @@ struct Buffer {
   DType dtype = DType::kU8;
 
   [[nodiscard]] std::int64_t size_bytes() const noexcept { return ConstBuffer(*this).size_bytes(); }
-  // Implicit: what can be written can be read.
-  operator ConstBuffer() const noexcept { return {data, count, dtype}; }  // NOLINT(google-explicit-constructor)
+  // Implicit: what can be written can be read. NOLINTNEXTLINE(google-explicit-constructor)
+  operator ConstBuffer() const noexcept { return {data, count, dtype}; }
 };
 
 /// The elements of a vector, span or array: `world.all_reduce(buffer_of(values))`.
@@ -53,8 +54,8 @@ template <std::ranges::contiguous_range Range>
   }
 }
 
-/// Another rank failed, and this one could not go on. The message names the rank and its cause; programs report the
-/// cause itself, once, and not this echo of it.
+/// Another rank failed, and this one could not go on. The message names the rank and its cause; programs
+/// report the cause itself, once, and not this echo of it.
 class PeerFailure : public CommError {
  public:
   using CommError::CommError;
@@ -63,8 +64,8 @@ class PeerFailure : public CommError {
 struct CommOptions {
   /// A call that waits for longer than this throws CommError: a peer hangs, or has gone without a trace.
   std::chrono::milliseconds timeout = std::chrono::seconds(300);
-  /// Compare what the ranks of a group call, on every call. Threads do so at no cost and always. Under MPI it is a
-  /// 16-byte all-reduce that travels beside the data; docs/dist.md has what it costs.
+  /// Compare what the ranks of a group call, on every call. Threads do so at no cost and always. Under MPI it
+  /// is a 16-byte all-reduce that travels beside the data; docs/dist.md has what it costs.
   bool check_calls = true;
 };
 
@@ -95,7 +96,8 @@ class Operation {
   virtual bool test() = 0;
   /// Returns when the call has completed. Throws CommError on mismatch, lost peer, timeout.
   virtual void wait() = 0;
-  /// The caller goes away with an exception while the call is under way: no access to its buffers after this returns.
+  /// The caller goes away with an exception while the call is under way: no access to its buffers after this
+  /// returns.
   virtual void abandon() noexcept = 0;
 };
 
@@ -103,8 +105,9 @@ class Operation {
 
 /// A call under way. Its buffers belong to the call until `wait` returned or `test` was true.
 ///
-/// The destructor waits for completion, unless it runs because of an exception: then the group is told that this rank
-/// fails, and its peers get PeerFailure. Errors that the destructor meets come back from the group's next call.
+/// The destructor waits for completion, unless it runs because of an exception: then the group is told that
+/// this rank fails, and its peers get PeerFailure. Errors that the destructor meets come back from the
+/// group's next call.
 /// Threads   Used by one thread at a time.
 class [[nodiscard]] Work {
  public:
@@ -134,25 +137,27 @@ class [[nodiscard]] Work {
 
 /// A group of ranks that call collectives together.
 ///
-/// Calling   Every rank of the group makes the same collective calls (kind, elements, dtype, reduction, root) in the
-///           same order; anything else is a CommError on every rank, which names both calls. send and recv are matched
-///           by (sender, receiver, tag) in order of posting and need not be in line with the collectives.
-///           `x_async` returns at once; several calls may be under way, and may complete in any order. A blocking
-///           call is its async form followed by wait().
-/// Values    A reduction is combined in the tree order of dist/reduce.h, whatever the backend, the timing and the size:
-///           every rank gets the same bits, and so does every run.
-/// Progress  Work is done inside wait(), test() and the start of further calls, by whichever rank comes; there is no
-///           background thread. A rank that overlaps a long computation calls test() now and then.
-/// Buffers   Contiguous; input and output do not overlap, except where "in place" is stated. A group of one rank copies
-///           input to output.
+/// Calling   Every rank of the group makes the same collective calls (kind, elements, dtype, reduction, root)
+///           in the same order; anything else is a CommError on every rank, which names both calls. send and
+///           recv are matched by (sender, receiver, tag) in order of posting and need not be in line with the
+///           collectives. `x_async` returns at once; several calls may be under way, and may complete in any
+///           order. A blocking call is its async form followed by wait().
+/// Values    A reduction is combined in the tree order of dist/reduce.h, whatever the backend, the timing and
+///           the size: every rank gets the same bits, and so does every run.
+/// Progress  Work is done inside wait(), test() and the start of further calls, by whichever rank comes;
+///           there is no background thread. A rank that overlaps a long computation calls test() now and
+///           then.
+/// Buffers   Contiguous; input and output do not overlap, except where "in place" is stated. A group of one
+///           rank copies input to output.
 /// Errors    ShapeError, DTypeError, IndexError before any traffic for calls that are wrong on their own;
-///           CommError with rank, group, sequence number and call site for mismatches, lost peers and timeouts.
-///           After a CommError the group, and the world it came from, can't be used any more.
+///           CommError with rank, group, sequence number and call site for mismatches, lost peers and
+///           timeouts. After a CommError the group, and the world it came from, can't be used any more.
 /// Threads   One thread at a time, the one of its rank.
 ///
 /// Example   std::vector<float> gradient = ...;
-///           world.all_reduce(buffer_of(gradient));                     // every rank: the sum over all
-///           Work work = world.all_reduce_async(buffer_of(gradient));   // the same, while something else is computed
+///           world.all_reduce(buffer_of(gradient));   // every rank: the sum over all
+///           Work work = world.all_reduce_async(buffer_of(gradient));
+///           ...                                      // the same, while something else is computed
 ///           work.wait();
 class Communicator {
  public:
@@ -216,8 +221,8 @@ class Communicator {
   void all_to_all(ConstBuffer x, Buffer y, Where where = Where::current());
   [[nodiscard]] Work all_to_all_async(ConstBuffer x, Buffer y, Where where = Where::current());
 
-  /// Sends x to rank `to`, which calls recv with equal count, dtype and tag (0 ≤ tag < 32768). May wait for the receiver:
-  /// two ranks that send to each other use the async form for one of the two.
+  /// Sends x to rank `to`, which calls recv with equal count, dtype and tag (0 ≤ tag < 32768). May wait for
+  /// the receiver: two ranks that send to each other use the async form for one of the two.
   void send(ConstBuffer x, int to, int tag = 0, Where where = Where::current());
   [[nodiscard]] Work send_async(ConstBuffer x, int to, int tag = 0, Where where = Where::current());
   /// Receives what rank `from` sends. CommError if count differs from the sender's.
@@ -228,8 +233,8 @@ class Communicator {
   void barrier(Where where = Where::current());
   [[nodiscard]] Work barrier_async(Where where = Where::current());
 
-  /// New groups: ranks of equal `color` form one, in order of `key` (of `rank` among equals). Null for color < 0.
-  /// All ranks of the group call it.
+  /// New groups: ranks of equal `color` form one, in order of `key` (of `rank` among equals). Null for color
+  /// < 0. All ranks of the group call it.
   ///
   /// Example   4 ranks; split(rank % 2, rank, "dp") → groups {0, 2} and {1, 3}, both called "dp".
   [[nodiscard]] std::shared_ptr<Communicator> split(int color, int key, const std::string& name,
@@ -238,12 +243,12 @@ class Communicator {
   /// A group of this rank alone, on the same tape. Not a collective: nothing is sent.
   [[nodiscard]] std::shared_ptr<Communicator> alone(const std::string& name) const;
 
-  /// The last call on the world: a barrier through which ranks leave. A peer that still waits for this rank in another
-  /// call learns that it has left. dist::run calls it.
+  /// The last call on the world: a barrier through which ranks leave. A peer that still waits for this rank
+  /// in another call learns that it has left. dist::run calls it.
   void finish(Where where = Where::current());
 
-  /// This rank fails with `cause`: all ranks that wait in a call of this family, or make one later, get PeerFailure at
-  /// once. Does nothing under MPI, where the job ends all processes instead.
+  /// This rank fails with `cause`: all ranks that wait in a call of this family, or make one later, get
+  /// PeerFailure at once. Does nothing under MPI, where the job ends all processes instead.
   virtual void abort(const std::string& cause) noexcept = 0;
 
  protected:
@@ -251,7 +256,8 @@ class Communicator {
 
   /// Starts a call that has passed all checks; only for groups of two ranks and more.
   [[nodiscard]] virtual std::unique_ptr<detail::Operation> start(const detail::Call& call) = 0;
-  /// The group of the ranks that gave `color` (< 0: none), `members` in new rank order, this rank the one at `new_rank`.
+  /// The group of the ranks that gave `color` (< 0: none), `members` in new rank order, this rank the one at
+  /// `new_rank`.
   [[nodiscard]] virtual std::shared_ptr<Communicator> make_group(int color, const std::vector<int>& members,
                                                                  int new_rank, const detail::Call& call,
                                                                  const std::string& name) = 0;
@@ -282,8 +288,8 @@ class Communicator {
 
 /// The world of `tapes.size()` ranks that are threads of this process; element r is for the thread of rank r.
 ///
-/// Data goes straight from rank to rank: a reduction reads each rank's buffer once and writes each once, in slices that
-/// are taken by whichever ranks wait. Waiting is on condition variables.
+/// Data goes straight from rank to rank: a reduction reads each rank's buffer once and writes each once, in
+/// slices that are taken by whichever ranks wait. Waiting is on condition variables.
 [[nodiscard]] std::vector<std::shared_ptr<Communicator>> make_thread_communicators(
     const std::vector<std::shared_ptr<Tape>>& tapes, const CommOptions& options = {});
 

@@ -1,12 +1,13 @@
 // Ranks as processes of an MPI job.
 //
-// Copying collectives are MPI's own non-blocking ones, posted when the call is made. Reductions are done here, not by
-// MPI: pieces go to the rank that owns them, are combined in the tree order of dist/reduce.h, and come back. That sends
-// the ring's number of bytes, rounds bf16 once, and gives the bits that the threads backend gives, which no MPI library
-// promises. Tiny reductions gather everything everywhere and reduce on the spot: one step instead of two.
+// Copying collectives are MPI's own non-blocking ones, posted when the call is made. Reductions are done
+// here, not by MPI: pieces go to the rank that owns them, are combined in the tree order of dist/reduce.h,
+// and come back. That sends the ring's number of bytes, rounds bf16 once, and gives the bits that the threads
+// backend gives, which no MPI library promises. Tiny reductions gather everything everywhere and reduce on
+// the spot: one step instead of two.
 //
-// Beside each collective travels a check: the minimum over ranks of (h, ~h), h = hash of the call. The two minima are
-// complements of each other if and only if all hashes are equal.
+// Beside each collective travels a check: the minimum over ranks of (h, ~h), h = hash of the call. The two
+// minima are complements of each other if and only if all hashes are equal.
 
 #include <fmt/format.h>
 
@@ -29,13 +30,13 @@ namespace {
 
 // Reductions of at most this many bytes per rank are gathered whole.
 constexpr std::int64_t kTinyBytes = 4096;
-// Pieces of a rank's slice that are on their way at a time, and their size: enough to keep the wire busy while one is
-// reduced, few enough to stay in cache.
+// Pieces of a rank's slice that are on their way at a time, and their size: enough to keep the wire busy
+// while one is reduced, few enough to stay in cache.
 constexpr std::int64_t kPieceBytes = 512 * 1024;
 constexpr int kPiecesUnderWay = 2;
 constexpr std::size_t kDescriptionBytes = 512;
-// Tag, in the world's control communicator, of the empty message that a rank sends to every other when it leaves the
-// program. Pieces of reductions have smaller ones.
+// Tag, in the world's control communicator, of the empty message that a rank sends to every other when it
+// leaves the program. Pieces of reductions have smaller ones.
 constexpr int kLeftTag = 32767;
 // A wait that lasts looks for such messages; what a rank had sent before may take this much longer to arrive.
 constexpr std::chrono::milliseconds kLookForLeavers{50};
@@ -81,7 +82,8 @@ struct MpiGroup {
         control(MpiComm::duplicate(group_comm)),
         world(parent == nullptr || parent->world == nullptr ? parent : parent->world) {
     for (const int member : members) {
-      world_ranks.push_back(parent == nullptr ? member : parent->world_ranks[static_cast<std::size_t>(member)]);
+      world_ranks.push_back(parent == nullptr ? member
+                                              : parent->world_ranks[static_cast<std::size_t>(member)]);
     }
   }
 
@@ -90,19 +92,19 @@ struct MpiGroup {
   void progress_all();  // of every operation under way, so that none starves while another is waited for
   [[nodiscard]] bool has_left(int rank) const {
     int flag = 0;
-    MPI_Iprobe(world_ranks[static_cast<std::size_t>(rank)], kLeftTag, (world == nullptr ? *this : *world).control.get(),
-               &flag, MPI_STATUS_IGNORE);
+    MPI_Iprobe(world_ranks[static_cast<std::size_t>(rank)], kLeftTag,
+               (world == nullptr ? *this : *world).control.get(), &flag, MPI_STATUS_IGNORE);
     return flag != 0;
   }
 
   Communicator::Identity identity;
   CommOptions options;
-  MpiComm data;     // copying collectives, send and recv
-  MpiComm control;  // checks; pieces of reductions
+  MpiComm data;                     // copying collectives, send and recv
+  MpiComm control;                  // checks; pieces of reductions
   std::shared_ptr<MpiGroup> world;  // null: this is it
   std::vector<int> world_ranks;     // of the group's ranks
   std::vector<MpiOperation*> under_way;
-  std::string error;  // once set, the group can't be used any more
+  std::string error;                                         // once set, the group can't be used any more
   std::optional<PollingWait::Clock::time_point> abandon_by;  // set when an exception ends the calls under way
   std::uint64_t num_events = 0;
 };
@@ -154,14 +156,15 @@ class MpiOperation : public Operation {
   }
 
   void abandon() noexcept override {
-    // MPI takes no collective back, and peers that are in the call may be reading this rank's buffers right now, from
-    // memory that is about to be freed: they would crash before the cause is told. So let them finish, but not for long:
-    // those who are not in the call are ended by the job before they come.
+    // MPI takes no collective back, and peers that are in the call may be reading this rank's buffers right
+    // now, from memory that is about to be freed: they would crash before the cause is told. So let them
+    // finish, but not for long: those who are not in the call are ended by the job before they come.
     if (cancel()) return;
     if (group_->error.empty()) {
       if (!group_->abandon_by) group_->abandon_by = PollingWait::Clock::now() + kAbandonTime;
       try {
-        for (PollingWait wait; !is_complete() && PollingWait::Clock::now() < *group_->abandon_by; wait.pause()) {
+        for (PollingWait wait; !is_complete() && PollingWait::Clock::now() < *group_->abandon_by;
+             wait.pause()) {
           group_->progress_all();
         }
       } catch (...) {  // the cause of the exception under way is the one to tell
@@ -189,7 +192,8 @@ class MpiOperation : public Operation {
       if (!is_checked_) {
         PollingWait wait;
         while (!check_.test() && wait.elapsed() < std::chrono::seconds(5)) wait.pause();
-        if (wait.elapsed() < std::chrono::seconds(5) && check_received_[0] != ~check_received_[1]) report_mismatch();
+        if (wait.elapsed() < std::chrono::seconds(5) && check_received_[0] != ~check_received_[1])
+          report_mismatch();
       }
       fail(error.what());
     }
@@ -214,13 +218,14 @@ class MpiOperation : public Operation {
   }
 
  private:
-  /// Fails if a rank that this call needs has left the program. Of a checked call in the world the check itself says so,
-  /// and better: with both calls.
+  /// Fails if a rank that this call needs has left the program. Of a checked call in the world the check
+  /// itself says so, and better: with both calls.
   void check_for_leavers(PollingWait::Clock::duration elapsed) {
     const bool is_message = call_.op == Collective::kSend || call_.op == Collective::kRecv;
     const bool is_checked_in_world = group_->options.check_calls && group_->world == nullptr;
     if (call_.op == Collective::kFinish || (!is_message && (is_checked_in_world || is_checked_))) return;
-    for (int peer = is_message ? call_.peer : 0; peer < (is_message ? call_.peer + 1 : group_->size()); ++peer) {
+    for (int peer = is_message ? call_.peer : 0; peer < (is_message ? call_.peer + 1 : group_->size());
+         ++peer) {
       if (peer == group_->rank() || !group_->has_left(peer)) continue;
       if (!leaver_seen_) leaver_seen_ = elapsed;
       if (elapsed - *leaver_seen_ > kLeaverGrace) {
@@ -237,8 +242,8 @@ class MpiOperation : public Operation {
     mine.resize(kDescriptionBytes);
     std::string all(size * kDescriptionBytes, '\0');
     Requests requests;
-    check_mpi(MPI_Iallgather(mine.data(), kDescriptionBytes, MPI_BYTE, all.data(), kDescriptionBytes, MPI_BYTE,
-                             group_->control.get(), requests.add()),
+    check_mpi(MPI_Iallgather(mine.data(), kDescriptionBytes, MPI_BYTE, all.data(), kDescriptionBytes,
+                             MPI_BYTE, group_->control.get(), requests.add()),
               "MPI_Iallgather");
     PollingWait wait;
     while (!requests.test() && wait.elapsed() < std::chrono::seconds(10)) wait.pause();
@@ -249,8 +254,8 @@ class MpiOperation : public Operation {
       if (std::strcmp(all.c_str() + r * kDescriptionBytes, first.c_str()) != 0) other = r;
     }
     group_->error = fmt::format(
-        "ranks make different calls: rank 0 calls {}, rank {} calls {} (group {}, call {}); every rank of a group must "
-        "make the same calls in the same order",
+        "ranks make different calls: rank 0 calls {}, rank {} calls {} (group {}, call {}); every rank of a "
+        "group must make the same calls in the same order",
         first, other, all.c_str() + other * kDescriptionBytes, group_->identity.name, call_.sequence);
     throw CommError(group_->error, call_.where);
   }
@@ -271,7 +276,7 @@ void MpiGroup::progress_all() {
   for (std::size_t i = 0; i < under_way.size(); ++i) under_way[i]->poll();
 }
 
-// --- Copies ----------------------------------------------------------------------------------------------------------
+// --- Copies ------------------------------------------------------------------------------------------------
 
 /// One call of MPI.
 class CopyOperation final : public MpiOperation {
@@ -285,21 +290,23 @@ class CopyOperation final : public MpiOperation {
       case Collective::kAllGather:
       case Collective::kSplit: {
         const MessageType part(call().in.size_bytes());
-        check_mpi(MPI_Iallgather(own_part_of_output() == call().in.data ? MPI_IN_PLACE : call().in.data, part.count(),
-                                 part.type(), call().out.data, part.count(), part.type(), comm, requests_.add()),
+        check_mpi(MPI_Iallgather(own_part_of_output() == call().in.data ? MPI_IN_PLACE : call().in.data,
+                                 part.count(), part.type(), call().out.data, part.count(), part.type(), comm,
+                                 requests_.add()),
                   "MPI_Iallgather");
         return;
       }
       case Collective::kBroadcast: {
         const MessageType whole(call().in.size_bytes());
-        check_mpi(MPI_Ibcast(call().out.data, whole.count(), whole.type(), call().peer, comm, requests_.add()),
-                  "MPI_Ibcast");
+        check_mpi(
+            MPI_Ibcast(call().out.data, whole.count(), whole.type(), call().peer, comm, requests_.add()),
+            "MPI_Ibcast");
         return;
       }
       case Collective::kAllToAll: {
         const MessageType part(call().in.size_bytes() / group().size());
-        check_mpi(MPI_Ialltoall(call().in.data, part.count(), part.type(), call().out.data, part.count(), part.type(),
-                                comm, requests_.add()),
+        check_mpi(MPI_Ialltoall(call().in.data, part.count(), part.type(), call().out.data, part.count(),
+                                part.type(), comm, requests_.add()),
                   "MPI_Ialltoall");
         return;
       }
@@ -312,8 +319,9 @@ class CopyOperation final : public MpiOperation {
       }
       case Collective::kRecv: {
         const MessageType whole(call().out.size_bytes());
-        check_mpi(MPI_Irecv(call().out.data, whole.count(), whole.type(), call().peer, call().tag, comm, &message_),
-                  "MPI_Irecv");
+        check_mpi(
+            MPI_Irecv(call().out.data, whole.count(), whole.type(), call().peer, call().tag, comm, &message_),
+            "MPI_Irecv");
         return;
       }
       case Collective::kFinish:
@@ -365,7 +373,7 @@ class CopyOperation final : public MpiOperation {
   MPI_Request message_ = MPI_REQUEST_NULL;  // of a recv, whose length is checked
 };
 
-// --- Reductions ------------------------------------------------------------------------------------------------------
+// --- Reductions --------------------------------------------------------------------------------------------
 
 /// Everything to everyone, then reduced by everyone. One step; for tiny calls.
 class TinyReduction final : public MpiOperation {
@@ -377,12 +385,12 @@ class TinyReduction final : public MpiOperation {
     start_check();
     const int count = static_cast<int>(part_bytes_);
     if (call().op == Collective::kAllReduce) {
-      check_mpi(MPI_Iallgather(call().in.data, count, MPI_BYTE, gathered_.data(), count, MPI_BYTE, group().data.get(),
-                               requests_.add()),
+      check_mpi(MPI_Iallgather(call().in.data, count, MPI_BYTE, gathered_.data(), count, MPI_BYTE,
+                               group().data.get(), requests_.add()),
                 "MPI_Iallgather");
     } else {
-      check_mpi(MPI_Ialltoall(call().in.data, count, MPI_BYTE, gathered_.data(), count, MPI_BYTE, group().data.get(),
-                              requests_.add()),
+      check_mpi(MPI_Ialltoall(call().in.data, count, MPI_BYTE, gathered_.data(), count, MPI_BYTE,
+                              group().data.get(), requests_.add()),
                 "MPI_Ialltoall");
     }
   }
@@ -403,8 +411,8 @@ class TinyReduction final : public MpiOperation {
   Requests requests_;
 };
 
-/// Each rank owns a slice: it receives the others' contributions to it piece by piece, reduces them, and (all_reduce)
-/// sends the result to all.
+/// Each rank owns a slice: it receives the others' contributions to it piece by piece, reduces them, and
+/// (all_reduce) sends the result to all.
 class SlicedReduction final : public MpiOperation {
  public:
   SlicedReduction(std::shared_ptr<MpiGroup> mpi_group, const Call& the_call)
@@ -417,7 +425,8 @@ class SlicedReduction final : public MpiOperation {
     slice_ = scatters ? call().out.count : ((call().in.count + R - 1) / R + 63) / 64 * 64;
     num_pieces_ = (slice_ + piece_ - 1) / piece_;
     const std::int64_t window = std::min<std::int64_t>(kPiecesUnderWay, num_pieces_);
-    received_ = std::make_unique<CommunicationBuffer>(window * (R - 1) * std::min(piece_, slice_) * element_bytes_);
+    received_ =
+        std::make_unique<CommunicationBuffer>(window * (R - 1) * std::min(piece_, slice_) * element_bytes_);
     slots_.resize(static_cast<std::size_t>(window));
     start_check();
     for (Slot& slot : slots_) start_piece(slot);
@@ -440,7 +449,8 @@ class SlicedReduction final : public MpiOperation {
           moved = true;
         }
       }
-      while (oldest_ < next_ && slots_[static_cast<std::size_t>(oldest_) % slots_.size()].state == State::kDone) {
+      while (oldest_ < next_ &&
+             slots_[static_cast<std::size_t>(oldest_) % slots_.size()].state == State::kDone) {
         Slot& slot = slots_[static_cast<std::size_t>(oldest_) % slots_.size()];
         ++oldest_;
         if (next_ < num_pieces_) start_piece(slot);
@@ -528,7 +538,8 @@ class SlicedReduction final : public MpiOperation {
       const Range theirs = range_of(slot.piece, from);
       receive(slot, output + theirs.begin * element_bytes_, theirs.count, from, true);
     }
-    for (int i = 1; i < R; ++i) send(slot, output + mine.begin * element_bytes_, mine.count, (me + i) % R, true);
+    for (int i = 1; i < R; ++i)
+      send(slot, output + mine.begin * element_bytes_, mine.count, (me + i) % R, true);
   }
 
   std::int64_t element_bytes_;
@@ -542,7 +553,7 @@ class SlicedReduction final : public MpiOperation {
   std::vector<Slot> slots_;
 };
 
-// --- Communicator ----------------------------------------------------------------------------------------------------
+// --- Communicator ------------------------------------------------------------------------------------------
 
 class MpiCommunicator final : public Communicator {
  public:
@@ -562,15 +573,16 @@ class MpiCommunicator final : public Communicator {
     return std::make_unique<SlicedReduction>(group_, call);
   }
 
-  [[nodiscard]] std::shared_ptr<Communicator> make_group(int color, const std::vector<int>& members, int new_rank,
-                                                         const Call& /*call*/, const std::string& name) override {
+  [[nodiscard]] std::shared_ptr<Communicator> make_group(int color, const std::vector<int>& members,
+                                                         int new_rank, const Call& /*call*/,
+                                                         const std::string& name) override {
     MPI_Comm comm = MPI_COMM_NULL;
     check_mpi(MPI_Comm_split(group_->data.get(), color < 0 ? MPI_UNDEFINED : color, new_rank, &comm),
               "MPI_Comm_split");
     if (color < 0) return nullptr;
     return std::make_shared<MpiCommunicator>(
-        std::make_shared<MpiGroup>(Identity{new_rank, static_cast<int>(members.size()), name}, comm, options(),
-                                   group_, members),
+        std::make_shared<MpiGroup>(Identity{new_rank, static_cast<int>(members.size()), name}, comm,
+                                   options(), group_, members),
         shared_tape());
   }
 

@@ -22,7 +22,8 @@ MpiRuntime::~MpiRuntime() = default;
 int MpiRuntime::rank() const noexcept { return 0; }
 int MpiRuntime::size() const noexcept { return 1; }
 int MpiRuntime::threads_per_rank() const noexcept { return 1; }
-std::shared_ptr<Communicator> MpiRuntime::world(std::shared_ptr<Tape> tape, const CommOptions& options) const {
+std::shared_ptr<Communicator> MpiRuntime::world(std::shared_ptr<Tape> tape,
+                                                const CommOptions& options) const {
   return make_self_communicator(std::move(tape), options);
 }
 bool MpiRuntime::claim_report() noexcept { return true; }

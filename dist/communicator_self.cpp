@@ -17,7 +17,9 @@ class SelfCommunicator final : public Communicator {
   void abort(const std::string& /*cause*/) noexcept override {}
 
  protected:
-  [[nodiscard]] std::unique_ptr<detail::Operation> start(const detail::Call& /*call*/) override { return nullptr; }
+  [[nodiscard]] std::unique_ptr<detail::Operation> start(const detail::Call& /*call*/) override {
+    return nullptr;
+  }
   [[nodiscard]] std::shared_ptr<Communicator> make_group(int color, const std::vector<int>& /*members*/,
                                                          int /*new_rank*/, const detail::Call& /*call*/,
                                                          const std::string& name) override {

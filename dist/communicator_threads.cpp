@@ -42,17 +42,19 @@ class ThreadCommunicator final : public Communicator {
  protected:
   [[nodiscard]] std::unique_ptr<detail::Operation> start(const Call& call) override {
     if (call.op == Collective::kSend || call.op == Collective::kRecv) {
-      return std::make_unique<BoardOperation<detail::Message>>(board_, rank(), board_->post_message(rank(), call));
+      return std::make_unique<BoardOperation<detail::Message>>(board_, rank(),
+                                                               board_->post_message(rank(), call));
     }
     return std::make_unique<BoardOperation<detail::Exchange>>(board_, rank(), board_->post(rank(), call));
   }
 
-  [[nodiscard]] std::shared_ptr<Communicator> make_group(int color, const std::vector<int>& members, int new_rank,
-                                                         const Call& call, const std::string& name) override {
+  [[nodiscard]] std::shared_ptr<Communicator> make_group(int color, const std::vector<int>& members,
+                                                         int new_rank, const Call& call,
+                                                         const std::string& name) override {
     if (color < 0) return nullptr;
     return std::make_shared<ThreadCommunicator>(Identity{new_rank, static_cast<int>(members.size()), name},
-                                                board_->child(call.sequence, color, members, name), shared_tape(),
-                                                options());
+                                                board_->child(call.sequence, color, members, name),
+                                                shared_tape(), options());
   }
 
  private:
@@ -61,8 +63,8 @@ class ThreadCommunicator final : public Communicator {
 
 }  // namespace
 
-std::vector<std::shared_ptr<Communicator>> make_thread_communicators(const std::vector<std::shared_ptr<Tape>>& tapes,
-                                                                     const CommOptions& options) {
+std::vector<std::shared_ptr<Communicator>> make_thread_communicators(
+    const std::vector<std::shared_ptr<Tape>>& tapes, const CommOptions& options) {
   const int num_ranks = static_cast<int>(tapes.size());
   std::vector<int> world_ranks(tapes.size());
   std::iota(world_ranks.begin(), world_ranks.end(), 0);
@@ -71,8 +73,9 @@ std::vector<std::shared_ptr<Communicator>> make_thread_communicators(const std::
   family->add(board);
   std::vector<std::shared_ptr<Communicator>> world;
   for (int rank = 0; rank < num_ranks; ++rank) {
-    world.push_back(std::make_shared<ThreadCommunicator>(Communicator::Identity{rank, num_ranks, "world"}, board,
-                                                         tapes[static_cast<std::size_t>(rank)], options));
+    world.push_back(std::make_shared<ThreadCommunicator>(Communicator::Identity{rank, num_ranks, "world"},
+                                                         board, tapes[static_cast<std::size_t>(rank)],
+                                                         options));
   }
   return world;
 }

@@ -13,8 +13,8 @@ namespace tessera::dist {
 /// A JSON object of settings, read key by key. Whoever reads a key makes it known; what nobody read is a
 /// user's mistake, and `refuse_unknown` names the nearest key that somebody did read.
 ///
-/// Integers may be written as 5e8. A key whose value is "auto" reads as absent: the program resolves it. A key that
-/// is given twice is refused.
+/// Integers may be written as 5e8. A key whose value is "auto" reads as absent: the program resolves it. A
+/// key that is given twice is refused.
 ///
 /// Errors    ConfigError with file, key and what was expected.
 /// Example   auto file = dist::ConfigFile::load("config.json");
@@ -38,8 +38,8 @@ class ConfigFile {
   [[nodiscard]] ConfigFile section(const std::string& key);
   [[nodiscard]] bool contains(const std::string& key) const;
 
-  /// Throws unless every key of this object and of the sections taken from it was read. `reason`, if there is one, is
-  /// given in place of the nearest key.
+  /// Throws unless every key of this object and of the sections taken from it was read. `reason`, if there is
+  /// one, is given in place of the nearest key.
   void refuse_unknown(std::string_view reason = {}) const;
   /// The whole object as JSON text.
   [[nodiscard]] std::string dump() const;

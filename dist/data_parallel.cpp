@@ -33,9 +33,9 @@ struct DataParallel::State {
   std::size_t num_started = 0;
   bool reducing = false;
 
-  // Gradients may be dropped or replaced between passes: an optimizer's zero_grad drops those that fill a storage of
-  // their own, as in a bucket of one parameter. What is there then is moved into the bucket; it would not be reduced
-  // otherwise.
+  // Gradients may be dropped or replaced between passes: an optimizer's zero_grad drops those that fill a
+  // storage of their own, as in a bucket of one parameter. What is there then is moved into the bucket; it
+  // would not be reduced otherwise.
   static void attach(Place& place) {
     const Tensor current = place.parameter.grad();
     if (!current.defined()) {

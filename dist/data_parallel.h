@@ -28,17 +28,17 @@ struct DataParallelOptions {
 ///       parallel.reduce_in_next_backward(micro == accumulation - 1);   // earlier passes only accumulate
 ///       (loss_sum(micro) / global_token_count).backward();
 ///     }
-///     parallel.wait();                                                 // grad() is now the sum over all ranks
+///     parallel.wait();                                               // grad() is now the sum over all ranks
 ///     optimizer.step();
 ///     optimizer.zero_grad();
 ///
 /// Values    A sum, never a mean: the loss is divided by the *global* count of what it is a mean of, so that
 ///           ranks with fewer valid tokens weigh less, and 16-bit averages never occur.
-/// Start     Initial values are equal on every rank by construction (random numbers are functions of the seed,
-///           the parameter's name and the index): nothing is broadcast.
+/// Start     Initial values are equal on every rank by construction (random numbers are functions of the
+///           seed, the parameter's name and the index): nothing is broadcast.
 /// Cost      2(R−1)/R · bytes of all gradients sent by each rank and step, whatever the accumulation.
-/// Gradients May be zeroed, dropped or replaced between passes: what is there is moved into the bucket before the
-///           next pass, or when it is complete.
+/// Gradients May be zeroed, dropped or replaced between passes: what is there is moved into the bucket before
+///           the next pass, or when it is complete.
 /// Errors    CommError as any collective.
 /// Threads   Of its rank.
 class DataParallel {

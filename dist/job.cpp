@@ -24,9 +24,10 @@
 namespace tessera::dist {
 namespace {
 
-// --- Signals ---------------------------------------------------------------------------------------------------------
+// --- Signals -----------------------------------------------------------------------------------------------
 
-// A signal belongs to the process, and its handler can reach nothing else: the one mutable global of this library.
+// A signal belongs to the process, and its handler can reach nothing else: the one mutable global of this
+// library.
 std::atomic<bool> stop_flag{false};
 std::atomic<std::int64_t> stop_time_ns{0};
 static_assert(std::atomic<std::int64_t>::is_always_lock_free, "a signal handler must not take a lock");
@@ -73,7 +74,7 @@ class SignalScope {
   struct sigaction previous_terminate_ {};
 };
 
-// --- Errors ----------------------------------------------------------------------------------------------------------
+// --- Errors ------------------------------------------------------------------------------------------------
 
 struct Failure {
   std::string message;
@@ -96,14 +97,14 @@ Failure describe_exception(const std::exception_ptr& exception) {
 }
 
 void print_error(int rank, int size, const std::string& message) {
-  const std::string line =
-      size == 1 ? fmt::format("error: {}\n", message) : fmt::format("error (rank {} of {}): {}\n", rank, size, message);
+  const std::string line = size == 1 ? fmt::format("error: {}\n", message)
+                                     : fmt::format("error (rank {} of {}): {}\n", rank, size, message);
   std::fflush(stdout);
   std::fputs(line.c_str(), stderr);
   std::fflush(stderr);
 }
 
-// --- Threads as ranks ------------------------------------------------------------------------------------------------
+// --- Threads as ranks --------------------------------------------------------------------------------------
 
 int available_cores() {
   cpu_set_t cores;
@@ -127,20 +128,22 @@ class ThreadRanks {
  public:
   ThreadRanks(int num_ranks, const JobOptions& options, const std::function<void(Job&)>& program) {
     std::vector<std::shared_ptr<Tape>> tapes;
-    for (int rank = 0; rank < num_ranks; ++rank) tapes.push_back(std::make_shared<Tape>(options.tape_capacity));
+    for (int rank = 0; rank < num_ranks; ++rank)
+      tapes.push_back(std::make_shared<Tape>(options.tape_capacity));
     const auto world = make_thread_communicators(tapes, options.communication);
     const int threads = options.threads.value_or(std::max(1, available_cores() / num_ranks));
     for (int rank = 0; rank < num_ranks; ++rank) {
-      threads_.emplace_back([this, rank, threads, &options, &program, communicator = world[static_cast<std::size_t>(rank)]] {
-        try {
-          run_rank(options, communicator, threads, program);
-        } catch (...) {
-          record(rank, *communicator, std::current_exception());
-        }
-        const std::lock_guard lock(mutex_);
-        ++num_ended_;
-        changed_.notify_all();
-      });
+      threads_.emplace_back(
+          [this, rank, threads, &options, &program, communicator = world[static_cast<std::size_t>(rank)]] {
+            try {
+              run_rank(options, communicator, threads, program);
+            } catch (...) {
+              record(rank, *communicator, std::current_exception());
+            }
+            const std::lock_guard lock(mutex_);
+            ++num_ended_;
+            changed_.notify_all();
+          });
     }
   }
 
@@ -204,7 +207,8 @@ int run_as_threads(int num_ranks, const JobOptions& options, const std::function
 
 int run_alone(const JobOptions& options, const std::function<void(Job&)>& program) {
   try {
-    const auto world = make_self_communicator(std::make_shared<Tape>(options.tape_capacity), options.communication);
+    const auto world =
+        make_self_communicator(std::make_shared<Tape>(options.tape_capacity), options.communication);
     run_rank(options, world, options.threads.value_or(available_cores()), program);
     return 0;
   } catch (...) {
@@ -214,7 +218,7 @@ int run_alone(const JobOptions& options, const std::function<void(Job&)>& progra
   }
 }
 
-// --- Processes as ranks ----------------------------------------------------------------------------------------------
+// --- Processes as ranks ------------------------------------------------------------------------------------
 
 int run_under_mpi(const JobOptions& options, const std::function<void(Job&)>& program) {
   MpiRuntime runtime;
@@ -254,16 +258,16 @@ void check(const JobOptions& options) {
     throw ConfigError(fmt::format("--threads: expected a number from 1 to 4096, got {}", *options.threads));
   }
   if (options.ranks && launch().by_mpi) {
-    throw ConfigError(
-        fmt::format("--ranks {} was given under mpiexec -n {}: ranks are either threads of one process or processes "
-                    "of mpiexec; leave one of the two out",
-                    *options.ranks, launch().size));
+    throw ConfigError(fmt::format(
+        "--ranks {} was given under mpiexec -n {}: ranks are either threads of one process or processes "
+        "of mpiexec; leave one of the two out",
+        *options.ranks, launch().size));
   }
 }
 
 }  // namespace
 
-// --- Launch ------------------------------------------------------------------------------------------------------------
+// --- Launch ------------------------------------------------------------------------------------------------
 
 Launch launch() noexcept {
   struct Names {
@@ -310,7 +314,7 @@ JobOptions JobOptions::take_from(int& argc, char** argv) {
   return options;
 }
 
-// --- Job -------------------------------------------------------------------------------------------------------------
+// --- Job ---------------------------------------------------------------------------------------------------
 
 void Job::log(std::string_view line) const {
   if (!is_root()) return;
@@ -341,13 +345,13 @@ void Job::on_root(const std::function<void()>& action, std::source_location wher
   world_->broadcast(buffer_of(failed), 0, where);
   if (exception != nullptr) std::rethrow_exception(exception);
   if (failed[0] != 0) {
-    throw PeerFailure(fmt::format("rank 0 failed in what it did for all ranks (rank {} of {}, {}:{})", rank(), size(),
-                                  where.file_name(), where.line()),
+    throw PeerFailure(fmt::format("rank 0 failed in what it did for all ranks (rank {} of {}, {}:{})", rank(),
+                                  size(), where.file_name(), where.line()),
                       where);
   }
 }
 
-// --- run ---------------------------------------------------------------------------------------------------------------
+// --- run ---------------------------------------------------------------------------------------------------
 
 int run(const JobOptions& options, const std::function<void(Job&)>& program) noexcept {
   const SignalScope signals(options.handle_signals);

@@ -46,7 +46,7 @@ const char* name(MeshAxis axis) noexcept {
   return kNames[static_cast<std::size_t>(axis)];
 }
 
-// --- Shape -----------------------------------------------------------------------------------------------------------
+// --- Shape -------------------------------------------------------------------------------------------------
 
 MeshShape MeshShape::parse(std::string_view text) {
   MeshShape shape;
@@ -103,7 +103,7 @@ int MeshShape::position(const Coordinate& coordinate) const noexcept {
   return position;
 }
 
-// --- Mesh ------------------------------------------------------------------------------------------------------------
+// --- Mesh --------------------------------------------------------------------------------------------------
 
 Mesh::Mesh(const MeshShape& shape, std::shared_ptr<Communicator> world, const MeshOptions& options,
            std::source_location where)
@@ -196,7 +196,7 @@ int Mesh::world_rank_at(const MeshShape::Coordinate& coordinate) const {
   return rank_at_[static_cast<std::size_t>(shape_.position(coordinate))];
 }
 
-// --- Picture ---------------------------------------------------------------------------------------------------------
+// --- Picture -----------------------------------------------------------------------------------------------
 
 std::string Mesh::picture() const {
   std::vector<std::string> hosts = hosts_;

@@ -12,8 +12,8 @@
 
 namespace tessera::dist {
 
-/// The ways to cut a training run, from the outermost axis of a mesh to the innermost: the further in, the more its ranks
-/// say to each other, so the closer together they sit.
+/// The ways to cut a training run, from the outermost axis of a mesh to the innermost: the further in, the
+/// more its ranks say to each other, so the closer together they sit.
 enum class MeshAxis : std::uint8_t {
   kPp,  ///< pipeline parallel: layers
   kDp,  ///< data parallel: sequences of the batch
@@ -73,7 +73,8 @@ class MeshShape {
 };
 
 struct MeshOptions {
-  /// The host of this rank; empty: what the system calls it. Ranks with equal names share memory and fast links.
+  /// The host of this rank; empty: what the system calls it. Ranks with equal names share memory and fast
+  /// links.
   std::string host;
   /// Let a tp group reach over hosts: correct, and slow.
   bool allow_tp_across_hosts = false;
@@ -82,10 +83,10 @@ struct MeshOptions {
 /// Who sits where: ranks as the points of a grid with named axes, and a communicator for each line through it
 /// (the idea of a device mesh: Shazeer et al., "Mesh-TensorFlow", 2018).
 ///
-/// Placement Ranks are sorted by host (hosts in order of their first rank), then by rank; the one at position p of that row
-///           has coordinate(p). So innermost axes, tp first, stay inside of a host.
-/// Groups    One for each axis, and one for each pair of axes: those ranks that differ from this one along these axes
-///           alone, in order of position. A group of one rank sends nothing.
+/// Placement Ranks are sorted by host (hosts in order of their first rank), then by rank; the one at position
+///           p of that row has coordinate(p). So innermost axes, tp first, stay inside of a host.
+/// Groups    One for each axis, and one for each pair of axes: those ranks that differ from this one along
+///           these axes alone, in order of position. A group of one rank sends nothing.
 /// Cost      At construction one all-gather of host names and at most 15 splits; nothing later.
 ///
 /// Example   Mesh mesh(MeshShape::parse("dp=2,tp=2"), job.shared_world());
@@ -100,8 +101,8 @@ struct MeshOptions {
 class Mesh {
  public:
   /// A collective of the world; all ranks pass the same shape.
-  /// Errors   ConfigError: the shape does not have as many ranks as the world (the equation is shown), or a tp group
-  ///          would reach over hosts.
+  /// Errors   ConfigError: the shape does not have as many ranks as the world (the equation is shown), or a
+  ///          tp group would reach over hosts.
   Mesh(const MeshShape& shape, std::shared_ptr<Communicator> world, const MeshOptions& options = {},
        std::source_location where = std::source_location::current());
 
@@ -120,7 +121,8 @@ class Mesh {
   [[nodiscard]] Communicator& group(MeshAxis a, MeshAxis b) const noexcept { return *groups_[slot(a, b)]; }
   [[nodiscard]] Communicator& world() const noexcept { return *world_; }
 
-  /// A line for each combination of the outer axes, a column for each index on the innermost one, and the hosts.
+  /// A line for each combination of the outer axes, a column for each index on the innermost one, and the
+  /// hosts.
   [[nodiscard]] std::string picture() const;
 
  private:

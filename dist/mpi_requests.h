@@ -1,6 +1,7 @@
 #pragma once
 
-// Small tools around MPI's non-blocking calls. Private to the mpi backend; the only header that includes mpi.h.
+// Small tools around MPI's non-blocking calls. Private to the mpi backend; the only header that includes
+// mpi.h.
 
 #include <mpi.h>
 #include <sched.h>
@@ -30,8 +31,8 @@ inline void check_mpi(int code, const char* call) {
   if (code != MPI_SUCCESS) throw CommError(std::string(call) + ": " + mpi_error_text(code));
 }
 
-/// A number of bytes as MPI takes it: (count, type). MPI counts in int; more than 2 GiB become one element of a type that
-/// is as long.
+/// A number of bytes as MPI takes it: (count, type). MPI counts in int; more than 2 GiB become one element of
+/// a type that is as long.
 class MessageType {
  public:
   explicit MessageType(std::int64_t num_bytes, std::int64_t block_bytes = std::int64_t{1} << 30) {
@@ -110,8 +111,9 @@ class CommunicationBuffer {
   char* data_ = nullptr;
 };
 
-/// How to wait for what must be polled: give the core to whoever has work, and sleep once nothing has happened for long.
-/// MPI's own blocking calls spin: with 8 ranks on 2 cores a one-float all-reduce then takes 25 ms, and 0.1 ms with this.
+/// How to wait for what must be polled: give the core to whoever has work, and sleep once nothing has
+/// happened for long. MPI's own blocking calls spin: with 8 ranks on 2 cores a one-float all-reduce then
+/// takes 25 ms, and 0.1 ms with this.
 class PollingWait {
  public:
   using Clock = std::chrono::steady_clock;

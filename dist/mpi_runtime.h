@@ -6,8 +6,8 @@
 
 namespace tessera::dist {
 
-/// MPI, from initialisation to finalisation, without its header. mpi_runtime.cpp implements it; in a build without MPI,
-/// communicator_no_mpi.cpp does, whose constructor throws ConfigError.
+/// MPI, from initialisation to finalisation, without its header. mpi_runtime.cpp implements it; in a build
+/// without MPI, communicator_no_mpi.cpp does, whose constructor throws ConfigError.
 ///
 /// Made once per process, before any other use of MPI, and destroyed after every communicator.
 class MpiRuntime {
@@ -25,7 +25,8 @@ class MpiRuntime {
   [[nodiscard]] int threads_per_rank() const noexcept;
 
   /// The world of all processes.
-  [[nodiscard]] std::shared_ptr<Communicator> world(std::shared_ptr<Tape> tape, const CommOptions& options) const;
+  [[nodiscard]] std::shared_ptr<Communicator> world(std::shared_ptr<Tape> tape,
+                                                    const CommOptions& options) const;
 
   /// True for the first rank of the host that asks: the one that reports the job's first cause.
   [[nodiscard]] bool claim_report() noexcept;
@@ -39,7 +40,8 @@ class MpiRuntime {
 
 namespace detail {
 /// The communicator over all processes: communicator_mpi.cpp. MPI has been initialised.
-[[nodiscard]] std::shared_ptr<Communicator> make_mpi_world(std::shared_ptr<Tape> tape, const CommOptions& options);
+[[nodiscard]] std::shared_ptr<Communicator> make_mpi_world(std::shared_ptr<Tape> tape,
+                                                           const CommOptions& options);
 }  // namespace detail
 
 }  // namespace tessera::dist

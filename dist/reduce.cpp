@@ -36,10 +36,11 @@ struct Min {
   }
 };
 
-/// Combines elements [0, n) of inputs[0, num_inputs) into `result`. `scratch` has a block for every further level.
+/// Combines elements [0, n) of inputs[0, num_inputs) into `result`. `scratch` has a block for every further
+/// level.
 template <class T, class A, class Op>
-void reduce_tree(const T* const* inputs, int num_inputs, std::int64_t offset, std::int64_t n, A* __restrict result,
-                 A* __restrict scratch) {
+void reduce_tree(const T* const* inputs, int num_inputs, std::int64_t offset, std::int64_t n,
+                 A* __restrict result, A* __restrict scratch) {
   const T* __restrict first = inputs[0] + offset;
   if (num_inputs == 1) {
     for (std::int64_t i = 0; i < n; ++i) result[i] = static_cast<A>(first[i]);
@@ -67,7 +68,8 @@ void reduce_as(std::span<const void* const> inputs, std::span<void* const> outpu
     alignas(64) T rounded[kBlock];
     for (std::int64_t offset = begin; offset < end; offset += kBlock) {
       const std::int64_t n = std::min(kBlock, end - offset);
-      reduce_tree<T, A, Op>(typed_inputs, static_cast<int>(inputs.size()), offset, n, partial, partial + kBlock);
+      reduce_tree<T, A, Op>(typed_inputs, static_cast<int>(inputs.size()), offset, n, partial,
+                            partial + kBlock);
       for (std::int64_t i = 0; i < n; ++i) rounded[i] = static_cast<T>(partial[i]);
       for (void* output : outputs) {
         std::memcpy(static_cast<T*>(output) + offset, rounded, static_cast<std::size_t>(n) * sizeof(T));
@@ -77,7 +79,8 @@ void reduce_as(std::span<const void* const> inputs, std::span<void* const> outpu
 }
 
 template <class T, class A>
-void reduce_by(std::span<const void* const> inputs, std::span<void* const> outputs, std::int64_t count, ReduceOp op) {
+void reduce_by(std::span<const void* const> inputs, std::span<void* const> outputs, std::int64_t count,
+               ReduceOp op) {
   switch (op) {
     case ReduceOp::kSum:
       return reduce_as<T, A, Sum>(inputs, outputs, count);
@@ -96,8 +99,8 @@ const char* name(ReduceOp op) noexcept {
 
 bool is_reducible(DType dtype) noexcept { return dtype != DType::kU8 && dtype != DType::kBool; }
 
-void reduce(std::span<const void* const> inputs, std::span<void* const> outputs, std::int64_t count, DType dtype,
-            ReduceOp op) {
+void reduce(std::span<const void* const> inputs, std::span<void* const> outputs, std::int64_t count,
+            DType dtype, ReduceOp op) {
   switch (dtype) {
     case DType::kF64:
       return reduce_by<double, double>(inputs, outputs, count, op);
@@ -115,7 +118,8 @@ void reduce(std::span<const void* const> inputs, std::span<void* const> outputs,
     case DType::kBool:
       break;
   }
-  throw DTypeError(fmt::format("reduce: {} of {} is not defined; convert to i32 or f32 first", name(op), name(dtype)));
+  throw DTypeError(
+      fmt::format("reduce: {} of {} is not defined; convert to i32 or f32 first", name(op), name(dtype)));
 }
 
 }  // namespace tessera::dist

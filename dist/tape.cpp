@@ -87,7 +87,8 @@ std::uint64_t Tape::begin(TapeEntry entry) {
 
 void Tape::end(std::uint64_t ticket) noexcept {
   const std::lock_guard lock(mutex_);
-  if (ticket + capacity_ < next_ticket_) return;  // the ring has come round: more than `capacity` calls under way
+  if (ticket + capacity_ < next_ticket_)
+    return;  // the ring has come round: more than `capacity` calls under way
   TapeEntry& entry = entries_[ticket % capacity_];
   entry.end_seconds = seconds();
   const auto total = totals_.find({entry.group, entry.op});
@@ -148,9 +149,10 @@ std::string Tape::dump(std::size_t max_entries) const {
     const TapeEntry& e = entries[i];
     const std::string duration =
         e.end_seconds < 0 ? "under way" : fmt::format("{:.6f} s", e.end_seconds - e.start_seconds);
-    text += fmt::format("{:12.6f} s  {} #{} {}{} {} {}, sends {} bytes, {}, {}:{}\n", e.start_seconds, e.group,
-                        e.sequence, name(e.op), e.peer < 0 ? "" : fmt::format(" (rank {})", e.peer), e.elements,
-                        name(e.dtype), e.sent_bytes, duration, e.where.file_name(), e.where.line());
+    text +=
+        fmt::format("{:12.6f} s  {} #{} {}{} {} {}, sends {} bytes, {}, {}:{}\n", e.start_seconds, e.group,
+                    e.sequence, name(e.op), e.peer < 0 ? "" : fmt::format(" (rank {})", e.peer), e.elements,
+                    name(e.dtype), e.sent_bytes, duration, e.where.file_name(), e.where.line());
   }
   return text;
 }

@@ -33,17 +33,20 @@ inline constexpr int kNumCollectives = 10;
 
 /// Bytes that one rank sends in one call: the ledger's unit, equal for every backend.
 ///
-/// Formula   n = elements of the call (below), b = bytes of one, R ranks; slice(r) = ⌊n/R⌋, one more for r < n mod R.
-///             all_reduce      n·b in and out: (n − slice(r))·b to reduce-scatter, (R−1)·slice(r)·b to all-gather;
+/// Formula   n = elements of the call (below), b = bytes of one, R ranks; slice(r) = ⌊n/R⌋, one more for
+///           r < n mod R.
+///             all_reduce      n·b in and out: (n − slice(r))·b to reduce-scatter, (R−1)·slice(r)·b to
+///                             all-gather;
 ///                             where R divides n this is the ring's 2(R−1)/R · n·b
 ///             reduce_scatter  n = elements of a rank's result: (R−1)·n·b
 ///             all_gather      n = elements of a rank's input:  (R−1)·n·b
 ///             all_to_all      n = elements for one peer:       (R−1)·n·b
-///             broadcast       n·b, passed on along the ring from the root; the last rank of the ring sends nothing
+///             broadcast       n·b, passed on along a ring from the root; its last rank sends nothing
 ///             send            n·b; recv, barrier, split 0
-/// Source    Chan et al., "Collective communication: theory, practice, and experience", 2007 (lower bounds on bytes).
-[[nodiscard]] std::int64_t sent_bytes(Collective op, std::int64_t elements, DType dtype, int num_ranks, int rank,
-                                      int root) noexcept;
+/// Source    Chan et al., "Collective communication: theory, practice, and experience", 2007 (lower bounds on
+///           bytes).
+[[nodiscard]] std::int64_t sent_bytes(Collective op, std::int64_t elements, DType dtype, int num_ranks,
+                                      int rank, int root) noexcept;
 
 /// One call, as the tape keeps it.
 struct TapeEntry {
@@ -71,8 +74,8 @@ struct TapeTotal {
 
 /// A rank's record of its communication: exact byte ledger, and flight recorder of the latest calls.
 ///
-/// Every communicator of a rank, and all that is split from it, write to one tape. Totals are kept for ever, single
-/// entries for the latest `capacity` calls.
+/// Every communicator of a rank, and all that is split from it, write to one tape. Totals are kept for ever,
+/// single entries for the latest `capacity` calls.
 ///
 /// Threads   All members may be called from any thread.
 /// Cost      A call is recorded in about 0.1 µs; memory is bounded by `capacity`.

@@ -14,14 +14,16 @@ constexpr std::int64_t kSmallBytes = 128 * 1024;
 constexpr std::int64_t kPieceBytes = 512 * 1024;
 constexpr int kMaxPieces = 8;
 
-/// First element of piece `i` of `pieces` pieces of [0, count), on multiples of 64 elements: no cache line is shared.
+/// First element of piece `i` of `pieces` pieces of [0, count), on multiples of 64 elements: no cache line is
+/// shared.
 std::int64_t cut(std::int64_t count, int pieces, int i) {
   const std::int64_t length = ((count + pieces - 1) / pieces + 63) / 64 * 64;
   return std::min(count, length * i);
 }
 
 const char* at(const ConstBuffer& buffer, std::int64_t element) {
-  return static_cast<const char*>(buffer.data) + element * static_cast<std::int64_t>(size_bytes(buffer.dtype));
+  return static_cast<const char*>(buffer.data) +
+         element * static_cast<std::int64_t>(size_bytes(buffer.dtype));
 }
 char* at(const Buffer& buffer, std::int64_t element) {
   return static_cast<char*>(buffer.data) + element * static_cast<std::int64_t>(size_bytes(buffer.dtype));
@@ -33,7 +35,7 @@ void copy_elements(const char* from, char* to, std::int64_t count, DType dtype) 
 
 }  // namespace
 
-// --- Family --------------------------------------------------------------------------------------------------------
+// --- Family ------------------------------------------------------------------------------------------------
 
 void Family::add(const std::shared_ptr<Board>& board) {
   const std::lock_guard lock(mutex_);
@@ -71,7 +73,7 @@ void Family::wake_all() noexcept {
   }
 }
 
-// --- Board: collectives --------------------------------------------------------------------------------------------
+// --- Board: collectives ------------------------------------------------------------------------------------
 
 Board::Board(std::string name, std::vector<int> world_ranks, std::shared_ptr<Family> family,
              std::chrono::milliseconds timeout)
@@ -106,7 +108,8 @@ std::shared_ptr<Exchange> Board::post_exchange(int rank, const Call& call) {
   if (++exchange->num_posted < size()) return exchange;
 
   // The last rank to come cuts the work.
-  const std::int64_t part_bytes = call.op == Collective::kReduceScatter ? call.out.size_bytes() : call.in.size_bytes();
+  const std::int64_t part_bytes =
+      call.op == Collective::kReduceScatter ? call.out.size_bytes() : call.in.size_bytes();
   const std::int64_t parts = call.op == Collective::kReduceScatter ? size() : 1;
   const int pieces = static_cast<int>(std::clamp<std::int64_t>(part_bytes / kPieceBytes, 1, kMaxPieces));
   exchange->num_units = size() * pieces;
@@ -125,8 +128,8 @@ void Board::check_matches(Lock& lock, int rank, const Call& call, const Exchange
     const Call& theirs = exchange.calls[static_cast<std::size_t>(other)];
     if (fingerprint(theirs) == fingerprint(call)) return;  // equal to one is equal to all that came before
     error_ = fmt::format(
-        "ranks make different calls: {} calls {}, {} calls {} (group {}, call {}); every rank of a group must make "
-        "the same calls in the same order",
+        "ranks make different calls: {} calls {}, {} calls {} (group {}, call {}); every rank of a group "
+        "must make the same calls in the same order",
         rank_name(other), describe(theirs), rank_name(rank), describe(call), name_, call.sequence);
     const std::string error = error_;
     lock.unlock();
@@ -162,8 +165,8 @@ void Board::run_slice(const Exchange& exchange, int slice) const {
   for (int unit = begin; unit < end; ++unit) run_unit(exchange, unit);
 }
 
-/// Unit u does piece u mod P of what rank u / P is to receive, P = pieces per rank. In an all-reduce, where all receive
-/// the same, it does the u-th part of the whole, for all.
+/// Unit u does piece u mod P of what rank u / P is to receive, P = pieces per rank. In an all-reduce, where
+/// all receive the same, it does the u-th part of the whole, for all.
 void Board::run_unit(const Exchange& exchange, int unit) const {
   const int pieces = exchange.num_units / size();
   const int rank = unit / pieces, piece = unit % pieces;
@@ -203,9 +206,10 @@ void Board::run_unit(const Exchange& exchange, int unit) const {
       return;
     }
     case Collective::kBroadcast: {
-      const std::int64_t begin = cut(receiver.in.count, pieces, piece), end = cut(receiver.in.count, pieces, piece + 1);
-      return copy_elements(at(calls[static_cast<std::size_t>(receiver.peer)].in, begin), at(receiver.out, begin),
-                           end - begin, dtype);
+      const std::int64_t begin = cut(receiver.in.count, pieces, piece),
+                         end = cut(receiver.in.count, pieces, piece + 1);
+      return copy_elements(at(calls[static_cast<std::size_t>(receiver.peer)].in, begin),
+                           at(receiver.out, begin), end - begin, dtype);
     }
     case Collective::kAllToAll: {
       const std::int64_t n = receiver.in.count / size();
@@ -272,7 +276,7 @@ void Board::abandon(int rank, const std::shared_ptr<Exchange>& exchange) noexcep
   changed_.wait(lock, [&] { return exchange->running == 0; });
 }
 
-// --- Board: point to point -----------------------------------------------------------------------------------------
+// --- Board: point to point ---------------------------------------------------------------------------------
 
 std::shared_ptr<Message> Board::post_message(int rank, const Call& call) {
   const bool sends = call.op == Collective::kSend;
@@ -296,14 +300,15 @@ std::shared_ptr<Message> Board::post_message(int rank, const Call& call) {
   return mine;
 }
 
-void Board::copy_message(Lock& lock, const std::shared_ptr<Message>& mine, const std::shared_ptr<Message>& theirs) {
+void Board::copy_message(Lock& lock, const std::shared_ptr<Message>& mine,
+                         const std::shared_ptr<Message>& theirs) {
   const bool sends = mine->call.op == Collective::kSend;
   const Call& send = sends ? mine->call : theirs->call;
   const Call& recv = sends ? theirs->call : mine->call;
   if (send.in.count != recv.out.count || send.in.dtype != recv.out.dtype) {
     mine->error = theirs->error =
-        fmt::format("send and recv differ: {} calls {}, {} calls {} (group {})", rank_name(mine->from), describe(send),
-                    rank_name(mine->to), describe(recv), name_);
+        fmt::format("send and recv differ: {} calls {}, {} calls {} (group {})", rank_name(mine->from),
+                    describe(send), rank_name(mine->to), describe(recv), name_);
     const std::string error = mine->error;
     lock.unlock();
     family_->fail(error);
@@ -343,8 +348,8 @@ void Board::wait(int rank, const std::shared_ptr<Message>& message) {
       fail(lock, rank, message->call,
            fmt::format("{} has left the program and will not come", rank_name(message->call.peer)));
     }
-    if (changed_.wait_until(lock, deadline) == std::cv_status::timeout && !message->complete && !message->copying &&
-        !family_->failed()) {
+    if (changed_.wait_until(lock, deadline) == std::cv_status::timeout && !message->complete &&
+        !message->copying && !family_->failed()) {
       fail(lock, rank, message->call,
            fmt::format("waited for {} s; still to come: {}", timeout_.count() / 1000.0,
                        rank_name(message->call.peer)));
@@ -364,7 +369,7 @@ void Board::abandon(int rank, const std::shared_ptr<Message>& message) noexcept 
   changed_.wait(lock, [&] { return !message->copying; });
 }
 
-// --- Board: the rest -----------------------------------------------------------------------------------------------
+// --- Board: the rest ---------------------------------------------------------------------------------------
 
 std::shared_ptr<Board> Board::child(std::uint64_t sequence, int color, const std::vector<int>& members,
                                     const std::string& name) {
@@ -383,11 +388,13 @@ std::shared_ptr<Board> Board::child(std::uint64_t sequence, int color, const std
 
 std::string Board::rank_name(int rank) const {
   const int world_rank = world_ranks_[static_cast<std::size_t>(rank)];
-  return world_rank == rank ? fmt::format("rank {}", rank) : fmt::format("rank {} (of the world {})", rank, world_rank);
+  return world_rank == rank ? fmt::format("rank {}", rank)
+                            : fmt::format("rank {} (of the world {})", rank, world_rank);
 }
 
 std::string Board::context(int rank, const Call& call) const {
-  return fmt::format("{}, rank {} of {} in group {}, call {}", describe(call), rank, size(), name_, call.sequence);
+  return fmt::format("{}, rank {} of {} in group {}, call {}", describe(call), rank, size(), name_,
+                     call.sequence);
 }
 
 std::string Board::missing(const Exchange& exchange) const {

@@ -2,10 +2,11 @@
 
 // Where thread ranks meet. Private to dist/communicator_threads.cpp.
 //
-// Each group has a board: a queue of exchanges, one per collective call, in call order. A rank that calls posts its
-// buffers in the exchange of its call number. When the last rank has posted, the exchange's work (reduce, copy) is cut
-// into slices, and whichever ranks wait take slices until none is left. Nobody needs to be woken to do "his" part, so a
-// rank that computes never holds up the others, and there is no thread but the ranks themselves.
+// Each group has a board: a queue of exchanges, one per collective call, in call order. A rank that calls
+// posts its buffers in the exchange of its call number. When the last rank has posted, the exchange's work
+// (reduce, copy) is cut into slices, and whichever ranks wait take slices until none is left. Nobody needs to
+// be woken to do "his" part, so a rank that computes never holds up the others, and there is no thread but
+// the ranks themselves.
 
 #include <atomic>
 #include <chrono>
@@ -37,7 +38,9 @@ class Family {
   void leave(int world_rank) noexcept;
 
   [[nodiscard]] bool failed() const noexcept { return failed_.load(std::memory_order_acquire); }
-  [[nodiscard]] bool has_left(int world_rank) const noexcept { return left_[static_cast<std::size_t>(world_rank)]; }
+  [[nodiscard]] bool has_left(int world_rank) const noexcept {
+    return left_[static_cast<std::size_t>(world_rank)];
+  }
   [[nodiscard]] std::string cause() const;
 
  private:
@@ -96,9 +99,10 @@ class Board : public std::enable_shared_from_this<Board> {
   void wait(int rank, const std::shared_ptr<Message>& message);
   void abandon(int rank, const std::shared_ptr<Message>& message) noexcept;
 
-  /// The board of the ranks `members` that split off by call `sequence` with `color`; made by the first who asks.
-  [[nodiscard]] std::shared_ptr<Board> child(std::uint64_t sequence, int color, const std::vector<int>& members,
-                                             const std::string& name);
+  /// The board of the ranks `members` that split off by call `sequence` with `color`; made by the first who
+  /// asks.
+  [[nodiscard]] std::shared_ptr<Board> child(std::uint64_t sequence, int color,
+                                             const std::vector<int>& members, const std::string& name);
 
  private:
   using Lock = std::unique_lock<std::mutex>;
@@ -127,7 +131,7 @@ class Board : public std::enable_shared_from_this<Board> {
   std::condition_variable changed_;
   std::string error_;  // of this group as a whole: a mismatch
   std::deque<std::shared_ptr<Exchange>> exchanges_;
-  std::uint64_t first_sequence_ = 0;  // of exchanges_.front()
+  std::uint64_t first_sequence_ = 0;              // of exchanges_.front()
   std::list<std::shared_ptr<Message>> messages_;  // unmatched, in order of posting
   std::map<std::pair<std::uint64_t, int>, std::pair<std::shared_ptr<Board>, std::size_t>> children_;
 };

@@ -7,15 +7,16 @@
 
 namespace examples {
 
-/// Parses a command line. For --help and for a mistake it prints what CLI11 has to say and ends the process, with status
-/// 0 or 2; under mpiexec rank 0 alone prints.
+/// Parses a command line. For --help and for a mistake it prints what CLI11 has to say and ends the process,
+/// with status 0 or 2; under mpiexec rank 0 alone prints.
 void parse_or_exit(CLI::App& app, int argc, char** argv);
 
-/// For CLI::Option::check: a number from `least` on; CLI11's own ranges name the largest double in their message.
+/// For CLI::Option::check: a number from `least` on; CLI11's own ranges name the largest double in their
+/// message.
 [[nodiscard]] CLI::Validator at_least(double least);
 
-/// Runs what comes before the ranks and returns main's status: 0, 2 for a user's mistake, 1 for other failures. Errors
-/// go to standard error, after the program's name; under mpiexec rank 0 alone prints.
+/// Runs what comes before the ranks and returns main's status: 0, 2 for a user's mistake, 1 for other
+/// failures. Errors go to standard error, after the program's name; under mpiexec rank 0 alone prints.
 [[nodiscard]] int run_program(const char* name, const std::function<void()>& program) noexcept;
 
 }  // namespace examples

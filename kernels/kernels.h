@@ -98,8 +98,8 @@ class Reductions {
   /// y[i64] ← index of the largest (`largest`) or smallest element along `dim`, where y's size is 1. First of
   /// equals.
   virtual void arg_reduce(bool largest, const ConstView& x, int dim, const View& y) const = 0;
-  /// y[n, i] = Σ x[n, j] over j ≤ i, or over j ≥ i if `reverse`: running sums along rows. x, y [N, D], stride 1 in D,
-  /// one float dtype. Each row is added in order, in accumulation_dtype; in place allowed.
+  /// y[n, i] = Σ x[n, j] over j ≤ i, or over j ≥ i if `reverse`: running sums along rows. x, y [N, D], stride
+  /// 1 in D, one float dtype. Each row is added in order, in accumulation_dtype; in place allowed.
   virtual void cumulative_sum(const ConstView& x, bool reverse, const View& y) const = 0;
   /// Σ x² over all elements of all views, in f64, in a fixed order.
   virtual double sum_of_squares(std::span<const ConstView> xs) const = 0;

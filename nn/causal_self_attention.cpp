@@ -11,9 +11,10 @@ namespace tessera::nn {
 
 std::int64_t head_width(std::int64_t width, std::int64_t heads) {
   if (width < 1 || heads < 1 || width % heads != 0) {
-    throw ConfigError(fmt::format("attention: each head gets width / heads channels, so heads must divide width; but "
-                                  "width = {} and heads = {}",
-                                  width, heads));
+    throw ConfigError(
+        fmt::format("attention: each head gets width / heads channels, so heads must divide width; "
+                    "but width = {} and heads = {}",
+                    width, heads));
   }
   return width / heads;
 }
@@ -24,7 +25,8 @@ CausalSelfAttention::CausalSelfAttention(const CausalSelfAttentionConfig& config
       stream_(stream_name("attn_dropout")),
       c_attn_(add_module<Linear>(
           "c_attn", config.width, 3 * config.width,
-          LinearOptions{.bias = config.bias, .weight_init = config.projection_init, .bias_init = config.bias_init})),
+          LinearOptions{
+              .bias = config.bias, .weight_init = config.projection_init, .bias_init = config.bias_init})),
       c_proj_(add_module<Linear>("c_proj", config.width, config.width,
                                  LinearOptions{.bias = config.bias,
                                                .weight_init = config.output_projection_init,

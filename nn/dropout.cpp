@@ -11,7 +11,8 @@ namespace tessera::nn {
 
 double check_dropout(const std::string& module, double p) {
   if (p >= 0.0 && p <= 1.0) return p;
-  throw ConfigError(fmt::format("dropout: the probability of '{}' must lie in [0, 1], but it is {}", module, p));
+  throw ConfigError(
+      fmt::format("dropout: the probability of '{}' must lie in [0, 1], but it is {}", module, p));
 }
 
 Dropout::Dropout(double p) : p_(check_dropout(name(), p)), stream_(stream_name("dropout")) {}

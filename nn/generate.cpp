@@ -16,7 +16,9 @@ namespace {
 
 class EvaluationScope {
  public:
-  explicit EvaluationScope(Module& module) : module_(module), was_training_(module.training()) { module.eval(); }
+  explicit EvaluationScope(Module& module) : module_(module), was_training_(module.training()) {
+    module.eval();
+  }
   ~EvaluationScope() { module_.train(was_training_); }
   EvaluationScope(const EvaluationScope&) = delete;
   EvaluationScope& operator=(const EvaluationScope&) = delete;
@@ -37,12 +39,14 @@ Tensor as_batch(std::span<const std::int64_t> ids) {
 
 }  // namespace
 
-std::int64_t sample_token(std::span<const double> logits, double temperature, std::int64_t top_k, double draw) {
+std::int64_t sample_token(std::span<const double> logits, double temperature, std::int64_t top_k,
+                          double draw) {
   if (logits.empty() || temperature < 0.0 || top_k < 0) {
-    throw ConfigError(fmt::format("generate: temperature and top_k must not be negative, but are {} and {}", temperature,
-                                  top_k));
+    throw ConfigError(fmt::format("generate: temperature and top_k must not be negative, but are {} and {}",
+                                  temperature, top_k));
   }
-  if (const auto nan = std::ranges::find_if(logits, [](double x) { return std::isnan(x); }); nan != logits.end()) {
+  if (const auto nan = std::ranges::find_if(logits, [](double x) { return std::isnan(x); });
+      nan != logits.end()) {
     throw NonFiniteError(fmt::format("generate: the logit of token {} is NaN", nan - logits.begin()));
   }
   if (temperature == 0.0) return std::ranges::max_element(logits) - logits.begin();
@@ -68,8 +72,8 @@ std::int64_t sample_token(std::span<const double> logits, double temperature, st
     cumulative.push_back(total);
   }
   const auto chosen = std::ranges::upper_bound(cumulative, draw * total);
-  return order[static_cast<std::size_t>(std::min<std::ptrdiff_t>(chosen - cumulative.begin(),
-                                                                 static_cast<std::ptrdiff_t>(count) - 1))];
+  return order[static_cast<std::size_t>(
+      std::min<std::ptrdiff_t>(chosen - cumulative.begin(), static_cast<std::ptrdiff_t>(count) - 1))];
 }
 
 std::vector<std::int64_t> generate(LanguageModel& model, std::span<const std::int64_t> prompt,
@@ -81,7 +85,8 @@ std::vector<std::int64_t> generate(LanguageModel& model, std::span<const std::in
 
   std::vector<std::int64_t> window(prompt.begin(), prompt.end());  // what the model sees
   const auto slide = [&window, context] {
-    window.erase(window.begin(), window.end() - static_cast<std::ptrdiff_t>(std::max<std::size_t>(context / 2, 1)));
+    window.erase(window.begin(),
+                 window.end() - static_cast<std::ptrdiff_t>(std::max<std::size_t>(context / 2, 1)));
   };
   if (window.size() > context) slide();
   KvCache cache = model.make_cache(options.use_cache ? 0 : 1);
@@ -89,7 +94,8 @@ std::vector<std::int64_t> generate(LanguageModel& model, std::span<const std::in
   while (static_cast<std::int64_t>(result.size()) < options.tokens) {
     Tensor logits;
     if (options.use_cache) {
-      const std::span<const std::int64_t> unread = std::span(window).subspan(static_cast<std::size_t>(cache.length()));
+      const std::span<const std::int64_t> unread =
+          std::span(window).subspan(static_cast<std::size_t>(cache.length()));
       logits = model.next_logits(as_batch(unread), &cache);
     } else {
       logits = model.next_logits(as_batch(window));

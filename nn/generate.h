@@ -11,10 +11,10 @@
 namespace tessera::nn {
 
 struct GenerateOptions {
-  std::int64_t tokens = 100;             ///< new ones at most
-  double temperature = 1.0;              ///< logits are divided by it; 0: always the likeliest token
-  std::int64_t top_k = 0;                ///< only the k likeliest tokens can come; 0: all
-  std::uint64_t seed = 0;                ///< of the draws; token i is a function of (seed, i, probabilities)
+  std::int64_t tokens = 100;  ///< new ones at most
+  double temperature = 1.0;   ///< logits are divided by it; 0: always the likeliest token
+  std::int64_t top_k = 0;     ///< only the k likeliest tokens can come; 0: all
+  std::uint64_t seed = 0;     ///< of the draws; token i is a function of (seed, i, probabilities)
   std::optional<std::int64_t> stop_token = std::nullopt;  ///< ends the text; is not part of it
   bool use_cache = true;  ///< keep keys and values; without, each token costs a pass over all before it
   /// Called for each token as it comes; false: stop.
@@ -34,7 +34,7 @@ std::vector<std::int64_t> generate(LanguageModel& model, std::span<const std::in
                                    const GenerateOptions& options = {});
 
 /// Draws an index from softmax(logits / temperature) over its top_k largest; `draw` in [0, 1) chooses.
-[[nodiscard]] std::int64_t sample_token(std::span<const double> logits, double temperature, std::int64_t top_k,
-                                        double draw);
+[[nodiscard]] std::int64_t sample_token(std::span<const double> logits, double temperature,
+                                        std::int64_t top_k, double draw);
 
 }  // namespace tessera::nn

@@ -50,8 +50,10 @@ Tensor Gpt2Block::forward(const Tensor& x, LayerCache* cache) {
 Gpt2::Gpt2(const Gpt2Config& config)
     : LanguageModel(config.vocab, config.context, config.width),
       config_(config),
-      wte_(add_module<Embedding>("wte", config.vocab, config.width, EmbeddingOptions{Init::normal(kInitStddev)})),
-      wpe_(add_module<Embedding>("wpe", config.context, config.width, EmbeddingOptions{Init::normal(kInitStddev)})),
+      wte_(add_module<Embedding>("wte", config.vocab, config.width,
+                                 EmbeddingOptions{Init::normal(kInitStddev)})),
+      wpe_(add_module<Embedding>("wpe", config.context, config.width,
+                                 EmbeddingOptions{Init::normal(kInitStddev)})),
       drop_(add_module<Dropout>("drop", config.dropout)) {
   for (std::int64_t i = 0; i < config.layers; ++i) {
     register_block(add_module<Gpt2Block>(fmt::format("h.{}", i), config));
@@ -61,8 +63,9 @@ Gpt2::Gpt2(const Gpt2Config& config)
 }
 
 Tensor Gpt2::embed(const Tensor& ids, std::int64_t first_position) {
-  const Tensor positions = arange(static_cast<double>(first_position), static_cast<double>(first_position + ids.dim(1)),
-                                  1.0, {.dtype = kI64, .device = ids.device()});
+  const Tensor positions =
+      arange(static_cast<double>(first_position), static_cast<double>(first_position + ids.dim(1)), 1.0,
+             {.dtype = kI64, .device = ids.device()});
   return drop_(wte_(ids) + wpe_(positions));
 }
 

@@ -19,7 +19,7 @@ struct Gpt2Config {
   std::int64_t width = 768;
   double dropout = 0.0;  ///< after embeddings, on attention's probabilities, after both halves of a block
 
-  [[nodiscard]] static Gpt2Config gpt2() { return {}; }  ///< 124,439,808 parameters
+  [[nodiscard]] static Gpt2Config gpt2() { return {}; }                          ///< 124,439,808 parameters
   [[nodiscard]] static Gpt2Config gpt2_medium() { return sized(24, 16, 1024); }  ///< 354,823,168
   [[nodiscard]] static Gpt2Config gpt2_large() { return sized(36, 20, 1280); }   ///< 774,030,080
   [[nodiscard]] static Gpt2Config gpt2_xl() { return sized(48, 25, 1600); }      ///< 1,557,611,200

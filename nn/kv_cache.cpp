@@ -20,10 +20,10 @@ LayerCache::KeysValues LayerCache::append(const Tensor& k, const Tensor& v) {
   Shape expected = keys_.shape();
   expected[1] = k.dim(1);
   if (k.shape() != expected || v.shape() != expected || length_ + k.dim(1) > capacity_) {
-    throw ShapeError(fmt::format("KvCache: it holds {} positions of at most {} and was made for {}; keys {} and values "
-                                 "{} do not fit behind them",
-                                 length_, capacity_, to_string(keys_.shape()), to_string(k.shape()),
-                                 to_string(v.shape())));
+    throw ShapeError(fmt::format(
+        "KvCache: it holds {} positions of at most {} and was made for {}; keys {} "
+        "and values {} do not fit behind them",
+        length_, capacity_, to_string(keys_.shape()), to_string(k.shape()), to_string(v.shape())));
   }
   const std::int64_t end = length_ + k.dim(1);
   keys_.slice(1, length_, end).copy_from(k);

@@ -46,7 +46,9 @@ class KvCache {
 
   [[nodiscard]] LayerCache& layer(std::int64_t i) { return layers_.at(static_cast<std::size_t>(i)); }
   /// Positions held: the next token stands at this position.
-  [[nodiscard]] std::int64_t length() const noexcept { return layers_.empty() ? 0 : layers_.front().length(); }
+  [[nodiscard]] std::int64_t length() const noexcept {
+    return layers_.empty() ? 0 : layers_.front().length();
+  }
   [[nodiscard]] std::int64_t capacity() const noexcept { return capacity_; }
   void clear() noexcept {
     for (LayerCache& layer : layers_) layer.clear();

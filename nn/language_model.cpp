@@ -11,8 +11,8 @@ LanguageModel::LanguageModel(std::int64_t vocab, std::int64_t context, std::int6
     : vocab_(vocab), context_(context), width_(width) {
   if (vocab < 1 || context < 1 || width < 1) {
     throw ConfigError(
-        fmt::format("language model: vocabulary, context and width must be positive, but are {}, {} and {}", vocab,
-                    context, width));
+        fmt::format("language model: vocabulary, context and width must be positive, but are {}, {} and {}",
+                    vocab, context, width));
   }
 }
 
@@ -21,11 +21,11 @@ void LanguageModel::check_ids(const Tensor& ids, std::int64_t first_position) co
     throw ShapeError(fmt::format("{}: ids must be i64 [B, T], but they are {}", type_name(), describe(ids)));
   }
   if (first_position + ids.dim(1) > context_) {
-    throw ShapeError(fmt::format("{}: a sequence of {} tokens{} is longer than the model's context of {}; shorten it, "
-                                 "or build the model with a larger context",
-                                 type_name(), first_position + ids.dim(1),
-                                 first_position > 0 ? fmt::format(" ({} of them cached)", first_position) : "",
-                                 context_));
+    throw ShapeError(
+        fmt::format("{}: a sequence of {} tokens{} is longer than the model's context of {}; shorten it, "
+                    "or build the model with a larger context",
+                    type_name(), first_position + ids.dim(1),
+                    first_position > 0 ? fmt::format(" ({} of them cached)", first_position) : "", context_));
   }
 }
 

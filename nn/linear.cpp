@@ -8,7 +8,8 @@ Linear::Linear(std::int64_t inputs, std::int64_t outputs, const LinearOptions& o
     : weight_(add_parameter("weight", {outputs, inputs},
                             options.weight_init ? *options.weight_init : Init::kaiming_uniform(inputs))) {
   if (options.bias) {
-    bias_ = add_parameter("bias", {outputs}, options.bias_init ? *options.bias_init : Init::kaiming_uniform(inputs));
+    bias_ = add_parameter("bias", {outputs},
+                          options.bias_init ? *options.bias_init : Init::kaiming_uniform(inputs));
   }
 }
 

@@ -56,15 +56,17 @@ std::int64_t LlamaConfig::default_hidden(std::int64_t width, std::int64_t multip
 
 LlamaBlock::LlamaBlock(const LlamaConfig& config, RotaryEmbedding& rotary)
     : input_layernorm_(add_module<RmsNorm>("input_layernorm", config.width, config.epsilon)),
-      self_attn_(add_module<MultiHeadAttention>("self_attn",
-                                                MultiHeadAttentionConfig{.width = config.width,
-                                                                         .heads = config.heads,
-                                                                         .kv_heads = config.kv_heads,
-                                                                         .dropout = config.dropout,
-                                                                         .weight_init = Init::normal(kInitStddev),
-                                                                         .output_weight_init = residual_init(config)},
-                                                &rotary)),
-      post_attention_layernorm_(add_module<RmsNorm>("post_attention_layernorm", config.width, config.epsilon)),
+      self_attn_(add_module<MultiHeadAttention>(
+          "self_attn",
+          MultiHeadAttentionConfig{.width = config.width,
+                                   .heads = config.heads,
+                                   .kv_heads = config.kv_heads,
+                                   .dropout = config.dropout,
+                                   .weight_init = Init::normal(kInitStddev),
+                                   .output_weight_init = residual_init(config)},
+          &rotary)),
+      post_attention_layernorm_(
+          add_module<RmsNorm>("post_attention_layernorm", config.width, config.epsilon)),
       mlp_(add_module<SwiGlu>("mlp", SwiGluConfig{.width = config.width,
                                                   .hidden = config.hidden,
                                                   .weight_init = Init::normal(kInitStddev),
@@ -80,14 +82,16 @@ Llama::Llama(const LlamaConfig& config)
       config_(config),
       embed_tokens_(add_module<Embedding>("embed_tokens", config.vocab, config.width,
                                           EmbeddingOptions{Init::normal(kInitStddev)})),
-      rotary_(add_module<RotaryEmbedding>("rotary", head_width(config.width, config.heads), config.rotary_base)) {
+      rotary_(
+          add_module<RotaryEmbedding>("rotary", head_width(config.width, config.heads), config.rotary_base)) {
   for (std::int64_t i = 0; i < config.layers; ++i) {
     register_block(add_module<LlamaBlock>(fmt::format("layers.{}", i), config, rotary_));
   }
   norm_ = &add_module<RmsNorm>("norm", config.width, config.epsilon);
   lm_head_ = config.tied ? &add_module<Linear>("lm_head", embed_tokens_.weight())
-                         : &add_module<Linear>("lm_head", config.width, config.vocab,
-                                               LinearOptions{.bias = false, .weight_init = Init::normal(kInitStddev)});
+                         : &add_module<Linear>(
+                               "lm_head", config.width, config.vocab,
+                               LinearOptions{.bias = false, .weight_init = Init::normal(kInitStddev)});
 }
 
 Tensor Llama::embed(const Tensor& ids, std::int64_t /*first_position*/) { return embed_tokens_(ids); }
@@ -96,10 +100,10 @@ Tensor Llama::head(const Tensor& x) { return (*lm_head_)((*norm_)(x)); }
 
 std::string Llama::description() const {
   return fmt::format(
-      "family=llama,layers={},heads={},kv_heads={},width={},hidden={},context={},vocab={},rotary_base={},epsilon={},"
-      "tied={},dropout={}",
-      config_.layers, config_.heads, config_.kv_heads, config_.width, config_.hidden, config_.context, config_.vocab,
-      config_.rotary_base, config_.epsilon, config_.tied ? 1 : 0, config_.dropout);
+      "family=llama,layers={},heads={},kv_heads={},width={},hidden={},context={},vocab={},rotary_base={},"
+      "epsilon={},tied={},dropout={}",
+      config_.layers, config_.heads, config_.kv_heads, config_.width, config_.hidden, config_.context,
+      config_.vocab, config_.rotary_base, config_.epsilon, config_.tied ? 1 : 0, config_.dropout);
 }
 
 }  // namespace tessera::nn

@@ -16,10 +16,10 @@ struct LlamaConfig {
   std::int64_t heads = 32;
   std::int64_t kv_heads = 32;  ///< heads of keys and values; must divide heads
   std::int64_t width = 4096;
-  std::int64_t hidden = 11008;    ///< of the feed-forward half
+  std::int64_t hidden = 11008;  ///< of the feed-forward half
   double rotary_base = 10000.0;
   double epsilon = 1e-5;
-  bool tied = false;  ///< output layer and embedding are one
+  bool tied = false;     ///< output layer and embedding are one
   double dropout = 0.0;  ///< on attention's probabilities
 
   /// A size that trains on a laptop: the one of karpathy/llama2.c's stories15M, 15,191,712 parameters at

@@ -62,8 +62,8 @@ class Specification {
     const std::string& value = values_.at(key);
     const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), target);
     if (error != std::errc() || end != value.data() + value.size() || target < least) {
-      throw ConfigError(fmt::format("model '{}': {} must be a whole number from {} on, but it is '{}'", text_, key,
-                                    least, value));
+      throw ConfigError(fmt::format("model '{}': {} must be a whole number from {} on, but it is '{}'", text_,
+                                    key, least, value));
     }
   }
 
@@ -71,32 +71,35 @@ class Specification {
     if (!has(key)) return;
     const std::string& value = values_.at(key);
     const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), target);
-    if (error != std::errc() || end != value.data() + value.size() || !std::isfinite(target) || target < least) {
-      throw ConfigError(
-          fmt::format("model '{}': {} must be a number from {} on, but it is '{}'", text_, key, least, value));
+    if (error != std::errc() || end != value.data() + value.size() || !std::isfinite(target) ||
+        target < least) {
+      throw ConfigError(fmt::format("model '{}': {} must be a number from {} on, but it is '{}'", text_, key,
+                                    least, value));
     }
   }
 
   void read(const std::string& key, bool& target) const {
     std::int64_t value = target ? 1 : 0;
     read(key, value, 0);
-    if (value > 1) throw ConfigError(fmt::format("model '{}': {} must be 0 or 1, but it is {}", text_, key, value));
+    if (value > 1)
+      throw ConfigError(fmt::format("model '{}': {} must be 0 or 1, but it is {}", text_, key, value));
     target = value == 1;
   }
 
   void check_keys(const std::vector<std::string>& known) const {
     for (const auto& [key, value] : values_) {
       if (std::ranges::find(known, key) != known.end()) continue;
-      throw ConfigError(fmt::format("model '{}': unknown key '{}'; did you mean '{}'? Known here are {}", text_, key,
-                                    nearest_name(key, known), fmt::join(known, ", ")));
+      throw ConfigError(fmt::format("model '{}': unknown key '{}'; did you mean '{}'? Known here are {}",
+                                    text_, key, nearest_name(key, known), fmt::join(known, ", ")));
     }
   }
 
   void require(const std::vector<std::string>& keys) const {
     for (const std::string& key : keys) {
       if (has(key)) continue;
-      throw ConfigError(fmt::format("model '{}': {} is missing; without the name of a known model, {} are needed", text_,
-                                    key, fmt::join(keys, ", ")));
+      throw ConfigError(
+          fmt::format("model '{}': {} is missing; without the name of a known model, {} are needed", text_,
+                      key, fmt::join(keys, ", ")));
     }
   }
 
@@ -130,25 +133,27 @@ const Known& find_known(const Specification& specification) {
   for (const auto& [name, known] : known_models()) {
     if (name == specification.name()) return known;
   }
-  throw ConfigError(fmt::format("model '{}': there is no model '{}'; did you mean '{}'? Known are {}; or give sizes, as "
-                                "in layers=4,heads=4,width=128,context=256",
-                                specification.text(), specification.name(),
-                                nearest_name(specification.name(), language_model_names()),
-                                fmt::join(language_model_names(), ", ")));
+  throw ConfigError(fmt::format(
+      "model '{}': there is no model '{}'; did you mean '{}'? Known are {}; or give sizes, as "
+      "in layers=4,heads=4,width=128,context=256",
+      specification.text(), specification.name(), nearest_name(specification.name(), language_model_names()),
+      fmt::join(language_model_names(), ", ")));
 }
 
 std::int64_t resolve_vocab(const Specification& specification, std::int64_t vocab) {
   std::int64_t asked = vocab;
   specification.read("vocab", asked);
   if (asked < vocab) {
-    throw ConfigError(fmt::format("model '{}': vocab={} is smaller than the {} tokens of the data; leave it out or make "
-                                  "it larger",
-                                  specification.text(), asked, vocab));
+    throw ConfigError(
+        fmt::format("model '{}': vocab={} is smaller than the {} tokens of the data; leave it out "
+                    "or make it larger",
+                    specification.text(), asked, vocab));
   }
   return asked;
 }
 
-std::unique_ptr<LanguageModel> make_gpt2(const Specification& specification, Gpt2Config config, std::int64_t vocab) {
+std::unique_ptr<LanguageModel> make_gpt2(const Specification& specification, Gpt2Config config,
+                                         std::int64_t vocab) {
   config.vocab = resolve_vocab(specification, vocab);
   specification.read("layers", config.layers);
   specification.read("heads", config.heads);
@@ -158,7 +163,8 @@ std::unique_ptr<LanguageModel> make_gpt2(const Specification& specification, Gpt
   return std::make_unique<Gpt2>(config);
 }
 
-std::unique_ptr<LanguageModel> make_llama(const Specification& specification, LlamaConfig config, std::int64_t vocab) {
+std::unique_ptr<LanguageModel> make_llama(const Specification& specification, LlamaConfig config,
+                                          std::int64_t vocab) {
   config.vocab = resolve_vocab(specification, vocab);
   specification.read("layers", config.layers);
   specification.read("heads", config.heads);
@@ -188,20 +194,22 @@ const std::vector<std::string>& language_model_names() {
 }
 
 std::unique_ptr<LanguageModel> make_language_model(std::string_view text, std::int64_t vocab) {
-  static const std::vector<std::string> gpt2_keys = {"family", "layers",  "heads", "width",
-                                                     "context", "vocab", "dropout"};
-  static const std::vector<std::string> llama_keys = {"family", "layers", "heads",       "kv_heads", "width", "hidden",
-                                                      "context", "vocab", "rotary_base", "epsilon",  "tied",  "dropout"};
+  static const std::vector<std::string> gpt2_keys = {"family",  "layers", "heads",  "width",
+                                                     "context", "vocab",  "dropout"};
+  static const std::vector<std::string> llama_keys = {"family",      "layers",  "heads",   "kv_heads",
+                                                      "width",       "hidden",  "context", "vocab",
+                                                      "rotary_base", "epsilon", "tied",    "dropout"};
   const Specification specification(text);
   const Known* known = specification.name().empty() ? nullptr : &find_known(specification);
   const std::string own_family = known == nullptr ? "gpt2" : known->gpt2 ? "gpt2" : "llama";
   const std::string family = specification.get("family", own_family);
   if (family != "gpt2" && family != "llama") {
-    throw ConfigError(fmt::format("model '{}': unknown family '{}'; the families are gpt2 and llama", text, family));
+    throw ConfigError(
+        fmt::format("model '{}': unknown family '{}'; the families are gpt2 and llama", text, family));
   }
   if (known != nullptr && family != own_family) {
-    throw ConfigError(
-        fmt::format("model '{}': {} is of family {}, not {}", text, specification.name(), own_family, family));
+    throw ConfigError(fmt::format("model '{}': {} is of family {}, not {}", text, specification.name(),
+                                  own_family, family));
   }
   specification.check_keys(family == "gpt2" ? gpt2_keys : llama_keys);
   if (known == nullptr) specification.require({"layers", "heads", "width"});

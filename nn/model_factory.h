@@ -14,7 +14,7 @@ namespace tessera::nn {
 ///   gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-15m, llama-1b, llama-7b, llama-8b
 ///   gpt2,context=256,dropout=0.1                        a known size with changes
 ///   layers=4,heads=4,width=128,context=256              a GPT-2 of any size
-///   family=llama,layers=4,heads=4,kv_heads=2,width=128  a Llama-style decoder; hidden is then about 8/3·width
+///   family=llama,layers=4,heads=4,kv_heads=2,width=128  a Llama-style decoder; hidden is about 8/3·width
 ///
 /// Keys: family, layers, heads, width, context, vocab, dropout; for llama also kv_heads, hidden, rotary_base,
 /// epsilon, tied (0 or 1). Without a name layers, heads and width are needed; context defaults to 1024. The

@@ -33,7 +33,8 @@ void name_storage(const Tensor& x, const std::string& name) {
 Module::Module() {
   RankContext& context = RankContext::current();
   prefix_ = context.module_path;
-  if (prefix_.empty() && ++context.num_root_modules > 1) prefix_ = fmt::format("model{}:", context.num_root_modules);
+  if (prefix_.empty() && ++context.num_root_modules > 1)
+    prefix_ = fmt::format("model{}:", context.num_root_modules);
 }
 
 Module::~Module() = default;
@@ -49,15 +50,17 @@ Module::ChildScope::~ChildScope() { RankContext::current().module_path = previou
 void Module::check_name(std::string_view name) const {
   const bool well_formed =
       !name.empty() && name.front() != '.' && name.back() != '.' && name.find(':') == std::string_view::npos;
-  const bool taken = std::ranges::any_of(entries_, [name](const Entry& entry) { return entry.name == name; }) ||
-                     std::ranges::any_of(children_, [name](const auto& child) { return child.first == name; });
+  const bool taken =
+      std::ranges::any_of(entries_, [name](const Entry& entry) { return entry.name == name; }) ||
+      std::ranges::any_of(children_, [name](const auto& child) { return child.first == name; });
   if (well_formed && !taken) return;
   throw ConfigError(fmt::format("{} '{}': the name '{}' {}", type_name(), this->name(), name,
                                 taken ? "is taken; each parameter and child needs its own"
                                       : "must not be empty, begin or end with a dot, or hold a colon"));
 }
 
-Tensor Module::add_entry(std::string_view name, const Shape& shape, const Init& init, DType dtype, Role role) {
+Tensor Module::add_entry(std::string_view name, const Shape& shape, const Init& init, DType dtype,
+                         Role role) {
   check_name(name);
   const CategoryScope category(MemoryCategory::kParameter);
   Entry entry{std::string(name), empty(shape, {.dtype = dtype}), init, stream_name(name), role};
@@ -71,7 +74,8 @@ Tensor Module::add_parameter(std::string_view name, const Shape& shape, const In
   return add_entry(name, shape, init, dtype, Role::kParameter).set_requires_grad();
 }
 
-Tensor Module::add_buffer(std::string_view name, const Shape& shape, const Init& init, bool saved, DType dtype) {
+Tensor Module::add_buffer(std::string_view name, const Shape& shape, const Init& init, bool saved,
+                          DType dtype) {
   return add_entry(name, shape, init, dtype, saved ? Role::kBuffer : Role::kUnsavedBuffer);
 }
 
@@ -143,9 +147,10 @@ std::vector<Module::NamedEntry> Module::unique_entries() const {
   std::vector<NamedEntry> result;
   for (NamedEntry& named : entries()) {
     // Only a tied parameter can have been seen before; elsewhere than below its owner it stands for itself.
-    const bool seen = named.entry->role == Role::kTied && std::ranges::any_of(result, [&](const NamedEntry& other) {
-                        return other.entry->tensor.is_same(named.entry->tensor);
-                      });
+    const bool seen =
+        named.entry->role == Role::kTied && std::ranges::any_of(result, [&](const NamedEntry& other) {
+          return other.entry->tensor.is_same(named.entry->tensor);
+        });
     if (!seen) result.push_back(std::move(named));
   }
   return result;
@@ -217,9 +222,10 @@ void Module::materialize(Device device, const NameFilter& filter) {
     Tensor tensor = named.entry->tensor;
     if (tensor.device() != meta || device == meta || (filter && !filter(named.path))) continue;
     if (named.entry->role == Role::kTied) {
-      throw DeviceError(fmt::format("materialize: '{}' is tied to a parameter outside of {} '{}'; materialize the "
-                                    "module that owns both",
-                                    named.path, type_name(), name()));
+      throw DeviceError(
+          fmt::format("materialize: '{}' is tied to a parameter outside of {} '{}'; materialize the "
+                      "module that owns both",
+                      named.path, type_name(), name()));
     }
     Tensor values = empty(tensor.shape(), {.dtype = tensor.dtype(), .device = device});
     named.entry->init.fill(values, named.entry->stream);
@@ -231,7 +237,8 @@ void Module::materialize(Device device, const NameFilter& filter) {
 
 void Module::to(DType dtype) {
   if (!is_floating(dtype)) {
-    throw DTypeError(fmt::format("to: parameters are floating numbers and can't become {}", tessera::name(dtype)));
+    throw DTypeError(
+        fmt::format("to: parameters are floating numbers and can't become {}", tessera::name(dtype)));
   }
   const NoGrad no_grad;
   const CategoryScope category(MemoryCategory::kParameter);

@@ -178,8 +178,8 @@ class Module {
   /// Runs `forward` between the hooks; operator() of every module is made of it. `forward` takes the tensors
   /// `inputs` and returns a Tensor or a std::array of them. Without hooks it costs one comparison.
   ///
-  /// Example   Tensor operator()(const Tensor& x, const Tensor& mask) {
-  ///             return run_hooks([this](const Tensor& a, const Tensor& b) { return forward(a, b); }, x, mask);
+  /// Example   Tensor operator()(const Tensor& x, const Tensor& m) {
+  ///             return run_hooks([this](const Tensor& a, const Tensor& b) { return forward(a, b); }, x, m);
   ///           }
   template <class Forward, class... Inputs>
   auto run_hooks(Forward&& forward, const Inputs&... inputs) {

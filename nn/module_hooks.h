@@ -17,7 +17,8 @@ struct Module::Hooks {
   HookId last_id = 0;
 
   [[nodiscard]] bool empty() const {
-    return before_forward.empty() && after_forward.empty() && before_backward.empty() && after_backward.empty();
+    return before_forward.empty() && after_forward.empty() && before_backward.empty() &&
+           after_backward.empty();
   }
 };
 

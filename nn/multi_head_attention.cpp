@@ -13,9 +13,10 @@ namespace {
 std::int64_t kv_width(const MultiHeadAttentionConfig& config) {
   const std::int64_t kv_heads = config.kv_heads == 0 ? config.heads : config.kv_heads;
   if (kv_heads < 1 || config.heads % kv_heads != 0) {
-    throw ConfigError(fmt::format("attention: each key/value head serves heads / kv_heads query heads, so kv_heads "
-                                  "must divide heads; but heads = {} and kv_heads = {}",
-                                  config.heads, kv_heads));
+    throw ConfigError(
+        fmt::format("attention: each key/value head serves heads / kv_heads query heads, so kv_heads "
+                    "must divide heads; but heads = {} and kv_heads = {}",
+                    config.heads, kv_heads));
   }
   return kv_heads * head_width(config.width, config.heads);
 }
@@ -39,10 +40,12 @@ MultiHeadAttention::MultiHeadAttention(const MultiHeadAttentionConfig& config, R
                                  LinearOptions{.bias = config.bias, .weight_init = config.weight_init})),
       v_proj_(add_module<Linear>("v_proj", config.width, kv_width(config),
                                  LinearOptions{.bias = config.bias, .weight_init = config.weight_init})),
-      o_proj_(add_module<Linear>("o_proj", config.width, config.width,
-                                 LinearOptions{.bias = config.bias, .weight_init = config.output_weight_init})) {}
+      o_proj_(
+          add_module<Linear>("o_proj", config.width, config.width,
+                             LinearOptions{.bias = config.bias, .weight_init = config.output_weight_init})) {}
 
-Tensor MultiHeadAttention::attend(Tensor q_BTHK, Tensor k_BTGK, const Tensor& v_BTGK, LayerCache* cache) const {
+Tensor MultiHeadAttention::attend(Tensor q_BTHK, Tensor k_BTGK, const Tensor& v_BTGK,
+                                  LayerCache* cache) const {
   if (rotary_ != nullptr) {
     const std::int64_t first_position = cache == nullptr ? 0 : cache->length();
     q_BTHK = (*rotary_)(q_BTHK, first_position);

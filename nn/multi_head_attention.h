@@ -12,7 +12,7 @@ struct MultiHeadAttentionConfig {
   std::int64_t kv_heads = 0;
   bool causal = true;
   bool bias = false;
-  double dropout = 0.0;  ///< on the probabilities
+  double dropout = 0.0;                                   ///< on the probabilities
   std::optional<Init> weight_init = std::nullopt;         ///< of the projections to queries, keys and values
   std::optional<Init> output_weight_init = std::nullopt;  ///< of o_proj
 };

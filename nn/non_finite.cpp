@@ -49,8 +49,8 @@ class Watch {
     const double value = x.detach().reshape({x.num_elements()}).at({index});
     const std::string place = where.name().empty() ? where.type_name() : "'" + where.name() + "'";
     found = {where.name(), what,
-             fmt::format("the first value that is not finite is in the {} of {}: {} at element {} of {}", what, place,
-                         value, element_name(x, index), describe(x))};
+             fmt::format("the first value that is not finite is in the {} of {}: {} at element {} of {}",
+                         what, place, value, element_name(x, index), describe(x))};
   }
 
   void look_at_parameters(Module& model, bool gradients) {

@@ -24,7 +24,7 @@ struct NonFinite {
 /// Cost     Only while it runs: it attaches hooks and removes them, also after an exception of `run`, which
 ///          passes on.
 /// Example  if (!std::isfinite(loss.item())) {
-///            const auto culprit = find_first_non_finite(model, [&] { model.loss(ids, targets).backward(); });
+///            auto culprit = find_first_non_finite(model, [&] { model.loss(ids, targets).backward(); });
 ///            throw NonFiniteError(culprit ? culprit->message : "the loss is not finite");
 ///          }
 [[nodiscard]] std::optional<NonFinite> find_first_non_finite(Module& model, const std::function<void()>& run);

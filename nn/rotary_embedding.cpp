@@ -11,11 +11,12 @@
 
 namespace tessera::nn {
 
-RotaryEmbedding::RotaryEmbedding(std::int64_t head_width, double base) : head_width_(head_width), base_(base) {
+RotaryEmbedding::RotaryEmbedding(std::int64_t head_width, double base)
+    : head_width_(head_width), base_(base) {
   if (head_width < 2 || head_width % 2 != 0) {
-    throw ConfigError(
-        fmt::format("rotary embedding: channels are turned in pairs, so the head width must be even, but it is {}",
-                    head_width));
+    throw ConfigError(fmt::format(
+        "rotary embedding: channels are turned in pairs, so the head width must be even, but it is {}",
+        head_width));
   }
 }
 
@@ -46,11 +47,13 @@ void RotaryEmbedding::make_tables(std::int64_t positions, DType dtype, Device de
 
 Tensor RotaryEmbedding::forward(const Tensor& x, std::int64_t first_position) {
   if (x.dims() != 4 || x.dim(3) != head_width_) {
-    throw ShapeError(fmt::format("rotary embedding: x must be [B, T, H, {}], but it is {}", head_width_, describe(x)));
+    throw ShapeError(
+        fmt::format("rotary embedding: x must be [B, T, H, {}], but it is {}", head_width_, describe(x)));
   }
   const std::int64_t end = first_position + x.dim(1);
   const DType dtype = accumulation_dtype(x.dtype());
-  if (!cosine_.defined() || cosine_.dim(0) < end || cosine_.dtype() != dtype || cosine_.device() != x.device()) {
+  if (!cosine_.defined() || cosine_.dim(0) < end || cosine_.dtype() != dtype ||
+      cosine_.device() != x.device()) {
     // At least double, so that generation makes them a few times and not for each token.
     const std::int64_t known = cosine_.defined() ? cosine_.dim(0) : 0;
     make_tables(known < end ? std::max(end, 2 * known) : known, dtype, x.device());

@@ -18,7 +18,8 @@ class Sequential final : public UnaryModule {
   /// Makes a module at the end; returns it.
   template <class T, class... Args>
   T& add(Args&&... args) {
-    static_assert(std::is_base_of_v<UnaryModule, T>, "Sequential holds modules from one tensor to one tensor");
+    static_assert(std::is_base_of_v<UnaryModule, T>,
+                  "Sequential holds modules from one tensor to one tensor");
     T& module = add_module<T>(std::to_string(layers_.size()), std::forward<Args>(args)...);
     layers_.push_back(&module);
     return module;

@@ -11,7 +11,8 @@ SwiGlu::SwiGlu(const SwiGluConfig& config)
       up_proj_(add_module<Linear>("up_proj", config.width, config.hidden,
                                   LinearOptions{.bias = false, .weight_init = config.weight_init})),
       down_proj_(add_module<Linear>("down_proj", config.hidden, config.width,
-                                    LinearOptions{.bias = false, .weight_init = config.output_weight_init})) {}
+                                    LinearOptions{.bias = false, .weight_init = config.output_weight_init})) {
+}
 
 Tensor SwiGlu::forward(const Tensor& x) { return down_proj_(silu(gate_proj_(x)) * up_proj_(x)); }
 

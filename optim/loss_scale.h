@@ -27,8 +27,8 @@ struct DynamicLossScale {
 
 /// The scale of the loss, and what overflows do to it. As DeepSpeed 0.18.3's DynamicLossScaler, exactly:
 ///
-///   overflow      If more than one overflow is left in the hysteresis, one is used up. Otherwise the scale is
-///                 halved, not below the minimum. Counting of steps without overflow starts again.
+///   overflow      If more than one overflow is left in the hysteresis, one is used up. Otherwise the scale
+///                 is halved, not below the minimum. Counting of steps without overflow starts again.
 ///   no overflow   After one step that starts the count, every loss_scale_window-th doubles the scale and
 ///                 refills the hysteresis: the first doubling comes with step loss_scale_window + 1 without
 ///                 overflow.

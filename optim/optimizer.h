@@ -8,7 +8,7 @@
 //     optimizer.set_lr(optim::lr_at(schedule, step));
 //     loss(model, batch).backward();
 //     const auto norm = optim::global_grad_norm(optimizer.parameters());
-//     optimizer.step({.grad_scale = optim::clip_factor(norm, 1.0)});    // clips while updating: no extra pass
+//     optimizer.step({.grad_scale = optim::clip_factor(norm, 1.0)});   // clips while updating: no extra pass
 //     optimizer.zero_grad();
 //   }
 

@@ -35,9 +35,8 @@ std::size_t checked_bytes(const char* operation, const Shape& shape, DType dtype
 
 void check_floating(const char* operation, DType dtype) {
   if (!is_floating(dtype)) {
-    throw DTypeError(
-        fmt::format("{}: makes floating numbers, but {} was asked for; convert them with to()", operation,
-                    name(dtype)));
+    throw DTypeError(fmt::format("{}: makes floating numbers, but {} was asked for; convert them with to()",
+                                 operation, name(dtype)));
   }
 }
 

@@ -14,8 +14,7 @@ namespace tessera {
 Tensor::Tensor(Storage storage, const Shape& shape, const Strides& strides, std::int64_t offset, DType dtype)
     : impl_(std::make_shared<Impl>()) {
   if (strides.dims() != shape.dims()) {
-    throw ShapeError(
-        fmt::format("tensor: shape {} with strides {}", to_string(shape), to_string(strides)));
+    throw ShapeError(fmt::format("tensor: shape {} with strides {}", to_string(shape), to_string(strides)));
   }
   if (shape.num_elements() > 0) {
     std::int64_t first = offset, last = offset;

@@ -178,14 +178,16 @@ Tensor Tensor::expand(const Shape& requested) const {
     if (size == dim(d)) {
       target_strides[added + d] = strides()[d];
     } else if (dim(d) != 1) {
-      throw ShapeError(fmt::format("expand: {} does not expand to {}: its dimension {} has size {}, not 1 or {}",
-                                   describe(*this), to_string(requested), d, dim(d), size));
+      throw ShapeError(
+          fmt::format("expand: {} does not expand to {}: its dimension {} has size {}, not 1 or {}",
+                      describe(*this), to_string(requested), d, dim(d), size));
     }
   }
   for (const std::int64_t size : target) {
     if (size < 0)
-      throw ShapeError(fmt::format("expand: {} has a negative size, or -1 for a new dimension; {} is to expand",
-                                   to_string(requested), describe(*this)));
+      throw ShapeError(
+          fmt::format("expand: {} has a negative size, or -1 for a new dimension; {} is to expand",
+                      to_string(requested), describe(*this)));
   }
   // Each element was used many times: its gradient is the sum over the uses.
   return recorded("expand", *this, as_strided(target, target_strides, offset()),

@@ -17,7 +17,8 @@ TEST(Smoke, ATensorIsAHandleAndViewsShareItsElements) {
 
 TEST(Smoke, ArithmeticWithNumbersRoundsOnceAndIntegersStayIntegers) {
   EXPECT_EQ((full({1}, 49.0, {.dtype = kF64}) / 49.0).item(), 1.0);
-  EXPECT_EQ((from_vector<std::int64_t>({7, -7}) / 2).to_vector<std::int64_t>(), (std::vector<std::int64_t>{3, -3}));
+  EXPECT_EQ((from_vector<std::int64_t>({7, -7}) / 2).to_vector<std::int64_t>(),
+            (std::vector<std::int64_t>{3, -3}));
 }
 
 // loss = mean((w·x − 1)²) for w = 2, x = {1, 2}:

@@ -41,7 +41,8 @@ Evaluation evaluate(nn::LanguageModel& model, const data::TokenFile& file, dist:
   const NoGrad no_grad;
   const bool was_training = model.training();
   model.eval();
-  // Sum and count in f64: exact for the count, and the same sum of window losses on any number of ranks but for rounding.
+  // Sum and count in f64: exact for the count, and the same sum of window losses on any number of ranks but
+  // for rounding.
   std::array<double, 3> sums{0.0, 0.0, 0.0};  // of losses, of targets, of ranks that were stopped
   for (std::int64_t first = group.rank() * options.batch; first < num_windows;
        first += group.size() * options.batch) {

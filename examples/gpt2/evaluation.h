@@ -28,13 +28,13 @@ struct Evaluation {
 
   [[nodiscard]] double loss() const { return nats / static_cast<double>(tokens); }
   [[nodiscard]] double perplexity() const;
-  /// Bits that an arithmetic coder would need for the text with this model, for each byte of it. Of a part of the file
-  /// only an estimate: it takes each token for as many bytes as they have on average.
+  /// Bits that an arithmetic coder would need for the text with this model, for each byte of it. Of a part of
+  /// the file only an estimate: it takes each token for as many bytes as they have on average.
   [[nodiscard]] double bits_per_byte() const;
 };
 
-/// Mean loss of the model over a token file; every token but the first is predicted once. The windows are shared out over
-/// the ranks of `group`; all get the same result. A collective.
+/// Mean loss of the model over a token file; every token but the first is predicted once. The windows are
+/// shared out over the ranks of `group`; all get the same result. A collective.
 ///
 /// Errors   ConfigError if the windows are longer than the model's context.
 [[nodiscard]] Evaluation evaluate(tessera::nn::LanguageModel& model, const tessera::data::TokenFile& file,

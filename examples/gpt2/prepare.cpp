@@ -71,8 +71,8 @@ void report_progress(PrepareStage stage, std::int64_t done, std::int64_t total) 
   if (done == total) fmt::print(stderr, "\r{:30}\r", "");
 }
 
-// Asked before anything is written. A model that gpt2_train saved here knows its tokens by their numbers: with another
-// tokenizer beside it, it could not be used any more.
+// Asked before anything is written. A model that gpt2_train saved here knows its tokens by their numbers:
+// with another tokenizer beside it, it could not be used any more.
 void keep_tokenizer_of_saved_model(const std::filesystem::path& out, const Tokenizer& tokenizer) {
   if (!std::filesystem::exists(out / "latest") ||
       !std::filesystem::exists(out / tessera::data::kTokenizerFile))

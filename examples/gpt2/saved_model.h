@@ -29,7 +29,8 @@ struct SavedModel {
 };
 
 /// Loads the latest checkpoint of a run's folder (or a checkpoint folder in it) and the tokenizer beside it.
-/// Errors   DataError: nothing there, damaged, or the tokenizer is not the one that the model was trained with.
+/// Errors   DataError: nothing there, damaged, or the tokenizer is not the one that the model was trained
+///          with.
 [[nodiscard]] SavedModel load_saved_model(const std::filesystem::path& folder);
 
 /// "cb8fab83151c4e9d".

@@ -1,11 +1,12 @@
 // Pretrains a language model on a folder that gpt2_prepare made: alone, with --ranks N, or under mpiexec.
 //
-//     $ mpiexec -n 2 gpt2_train --data run --out run --model layers=4,heads=4,width=128,context=256 --steps 500
-//     model       family=gpt2,layers=4,heads=4,width=128,context=256,vocab=2048,dropout=0: 1,088,256 parameters
+//     $ mpiexec -n 2 gpt2_train --data run --out run --model layers=4,heads=4,width=128,context=256
+//     model       family=gpt2,layers=4,heads=4,width=128,context=256,vocab=2048,dropout=0: 1,088,256 ...
 //     batch       16 sequences of 256 tokens = 8 a pass x 1 pass x 2 ranks (mpi), 1 thread each
 //     ...
 //
-// Ctrl-C ends the run after the step under way, with a checkpoint, and with status 0; --resume goes on from there.
+// Ctrl-C ends the run after the step under way, with a checkpoint, and with status 0; --resume goes on from
+// there.
 
 #include <fmt/format.h>
 

@@ -31,8 +31,8 @@ struct StepReport {
   [[nodiscard]] double tokens_per_second() const { return static_cast<double>(tokens) / seconds; }
 };
 
-/// Appends one record a step to a file, as JSON lines or as CSV, and leaves it whole at every moment: a record is one
-/// write.
+/// Appends one record a step to a file, as JSON lines or as CSV, and leaves it whole at every moment: a
+/// record is one write.
 ///
 /// On resuming, records of the steps that will be run again are taken out first.
 /// Errors    DataError if the file can't be opened, FileError if a write fails (disk full).

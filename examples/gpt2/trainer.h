@@ -17,17 +17,17 @@ namespace gpt2 {
 
 /// The training of one language model by all ranks of a job: what belongs to a run, and one step of it.
 ///
-/// The losses and the weights are those of one rank, whatever the number of ranks and however the batch is cut into
-/// micro-batches, within rounding: samples, dropout and initial weights are functions of global indices, and the loss is
-/// divided by the number of tokens of the *global* batch.
+/// The losses and the weights are those of one rank, whatever the number of ranks and however the batch is
+/// cut into micro-batches, within rounding: samples, dropout and initial weights are functions of global
+/// indices, and the loss is divided by the number of tokens of the *global* batch.
 ///
 /// Example   Trainer trainer(options, job, tokens);
 ///           while (trainer.steps_done() < options.steps) log.write(trainer.step());
 class Trainer {
  public:
   /// `tokens` outlives this. A collective.
-  /// Errors   ConfigError, before any memory is taken: impossible sizes of batch, sequence or model; DataError for a
-  ///          token file that is too short.
+  /// Errors   ConfigError, before any memory is taken: impossible sizes of batch, sequence or model;
+  ///          DataError for a token file that is too short.
   Trainer(const TrainOptions& options, tessera::dist::Job& job, const tessera::data::TokenFile& tokens);
   ~Trainer();
   Trainer(const Trainer&) = delete;

@@ -69,10 +69,10 @@ InstructionSet instruction_set() {
 }
 
 // clang-format off
-#define TESSERA_CPU_KERNELS(isa, set)                                                                            \
-  {                                                                                                              \
-    isa::elementwise(), isa::reductions(), matmul(set), isa::normalization(), isa::attention(), isa::losses(),   \
-    isa::indexing(), isa::random(), isa::updates()                                                               \
+#define TESSERA_CPU_KERNELS(isa, set)                                                               \
+  {                                                                                                 \
+    isa::elementwise(), isa::reductions(), matmul(set), isa::normalization(), isa::attention(),     \
+    isa::losses(), isa::indexing(), isa::random(), isa::updates()                                   \
   }
 // clang-format on
 

@@ -1,5 +1,5 @@
-// The behaviour of a backward pass, apart from what single operations compute: what is recorded, what accumulates,
-// what is freed, what is refused.
+// The behaviour of a backward pass, apart from what single operations compute: what is recorded, what
+// accumulates, what is freed, what is refused.
 
 #include "autograd/backward.h"
 

@@ -49,8 +49,8 @@ struct Result {
   friend bool operator==(const Result&, const Result&) = default;
 };
 
-// Loss and gradients of two layers, each wrapped by `wrap`. The step goes on before the backward pass, as it would in a
-// pipeline.
+// Loss and gradients of two layers, each wrapped by `wrap`. The step goes on before the backward pass, as it
+// would in a pipeline.
 Result run(const std::function<Tensor(const Function&, const Tensor&)>& wrap, RankContext& context) {
   Tensor x = uniform({4, 6}, -1, 1, "x"), w = uniform({6, 6}, -1, 1, "w");
   x.set_requires_grad();
@@ -136,8 +136,8 @@ TEST_F(CheckpointTest, AParameterThatIsAlsoUsedOutsideGetsOneCompleteGradient) {
   for (std::size_t i = 0; i < values.size(); ++i) EXPECT_FLOAT_EQ(grads[i], 4 * values[i] + 3);
 }
 
-// What the function captures may itself be a result. The inner pass must end there: going on would run, and free, a part
-// of the outer graph.
+// What the function captures may itself be a result. The inner pass must end there: going on would run, and
+// free, a part of the outer graph.
 TEST_F(CheckpointTest, ACapturedResultIsDifferentiatedOnce) {
   Tensor x = parameter({4}, "x"), w = parameter({4}, "w");
   const Tensor h = exp(w);

@@ -105,8 +105,8 @@ TEST(Deferred, SavedValuesLiveUntilTheDeferredPartRan) {
   EXPECT_EQ(activations(), parameters);
 }
 
-// The weights of a recomputed block are its node's inputs beside its activations: they wait too, and the block is run
-// again for them.
+// The weights of a recomputed block are its node's inputs beside its activations: they wait too, and the
+// block is run again for them.
 TEST(Deferred, WorksThroughCheckpoint) {
   const auto run = [](bool defer) {
     Tensor x = uniform({3, 4}, -1, 1, "x"), w = uniform({4, 4}, -1, 1, "w");

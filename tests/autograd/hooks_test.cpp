@@ -70,8 +70,8 @@ TEST(GradHook, NeedsATensorWithGradients) {
                               {"register_accumulated_hook", "not a leaf"});
 }
 
-// Reduction starts when a gradient is complete, so the hook must come after the last contribution, once, and while
-// earlier layers are still to run.
+// Reduction starts when a gradient is complete, so the hook must come after the last contribution, once, and
+// while earlier layers are still to run.
 TEST(AccumulatedHook, RunsOncePerPassAfterTheLastContributionInTheMiddleOfThePass) {
   Tensor early = leaf({2}), late = leaf({3}), both = leaf({5});
   std::vector<std::string> events;

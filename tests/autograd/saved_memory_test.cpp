@@ -47,8 +47,8 @@ TEST_F(SavedMemory, IsFreedAsThePassProceeds) {
     const Tensor dy = ones({1000});
     const Tensor root = std::move(y);
     backward(root, dy);
-    // The root is held here, and so is dy. Layer i has just got its gradient, when i inputs are left; its own gradient
-    // is dy itself at the top, and another tensor below.
+    // The root is held here, and so is dy. Layer i has just got its gradient, when i inputs are left; its own
+    // gradient is dy itself at the top, and another tensor below.
     ASSERT_EQ(held.size(), static_cast<std::size_t>(kLayers));
     for (int i = 0; i < kLayers; ++i) {
       const int inputs = kLayers - 1 - i;

@@ -258,8 +258,8 @@ TEST(TokenFile, MayBeLargerThanMemory) {
   file.read(middle - 1, window);
   EXPECT_EQ(window, (std::vector<std::int64_t>{0, 501, 0}));
   EXPECT_EQ(file[kTokens - 1], 502);
-  // A window that nobody wrote, hence not in memory yet: its page comes, and the kernel may map a few around it
-  // (64 KiB), of the 16 MiB around.
+  // A window that nobody wrote, hence not in memory yet: its page comes, and the kernel may map a few around
+  // it (64 KiB), of the 16 MiB around.
   const std::int64_t unread = kTokens / 4;
   file.read(unread, window);
   EXPECT_EQ(window, std::vector<std::int64_t>(3, 0));

@@ -1,8 +1,8 @@
 #pragma once
 
-// What every backend must do, written as programs of one rank. communicator_test.cpp runs them on one rank and on
-// threads, rank_program.cpp under mpiexec. A behaviour throws where it is violated, so that it needs no test library and
-// ends all ranks.
+// What every backend must do, written as programs of one rank. communicator_test.cpp runs them on one rank
+// and on threads, rank_program.cpp under mpiexec. A behaviour throws where it is violated, so that it needs
+// no test library and ends all ranks.
 
 #include <fmt/format.h>
 

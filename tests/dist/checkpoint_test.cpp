@@ -1,4 +1,5 @@
-// A checkpoint is whole or is not there: round trips, damage that is found, kills and full disks that lose nothing.
+// A checkpoint is whole or is not there: round trips, damage that is found, kills and full disks that lose
+// nothing.
 
 #include "dist/checkpoint.h"
 
@@ -136,7 +137,7 @@ TEST(Checkpoint, RemovesWhatAKilledSaveLeft) {
   EXPECT_EQ(names_in(folder.path()), (std::vector<std::string>{"latest", "step-00000009"}));
 }
 
-// --- Damage ------------------------------------------------------------------------------------------------------------
+// --- Damage ------------------------------------------------------------------------------------------------
 
 TEST(Checkpoint, FindsEveryChangedByteOfATensor) {
   const TemporaryFolder folder;
@@ -210,7 +211,7 @@ TEST(Checkpoint, SaysWhatIsMissing) {
   EXPECT_NE(message_of<DataError>(load).find("newer version"), std::string::npos);
 }
 
-// --- Places that cannot be written ---------------------------------------------------------------------------------
+// --- Places that cannot be written -------------------------------------------------------------------------
 
 // As root permissions don't bind: a file where a folder is needed stops anybody.
 TEST(Checkpoint, RefusesAFolderThatCannotBeMade) {
@@ -257,10 +258,10 @@ TEST(Checkpoint, SurvivesAFullDisk) {
   }
 }
 
-// --- Kills -------------------------------------------------------------------------------------------------------------
+// --- Kills -------------------------------------------------------------------------------------------------
 
-// A child saves one checkpoint after the other and is killed at some moment of it, forty times over. Whatever it had
-// done, the folder holds a whole checkpoint, no older than the last one that the child saw complete.
+// A child saves one checkpoint after the other and is killed at some moment of it, forty times over. Whatever
+// it had done, the folder holds a whole checkpoint, no older than the last one that the child saw complete.
 void kill_savers(const fs::path& folder, std::int64_t step_by, int keep) {
   std::int64_t last_complete = 0;
   save_checkpoint(folder, checkpoint_of(1), keep);

@@ -40,7 +40,7 @@ void expect_parts(const std::string& message, const std::vector<std::string>& pa
     EXPECT_NE(message.find(part), std::string::npos) << part << " in: " << message;
 }
 
-// --- Every key -----------------------------------------------------------------------------------------------------
+// --- Every key ---------------------------------------------------------------------------------------------
 
 struct KeyRow {
   const char* key;                           // as docs/config.md names it
@@ -167,7 +167,7 @@ TEST(Config, StandsInTheDocumentation) {
   }
 }
 
-// --- Mistakes ----------------------------------------------------------------------------------------------------------
+// --- Mistakes ----------------------------------------------------------------------------------------------
 
 TEST(Config, NamesTheNearestKeyAtEveryLevel) {
   expect_parts(error_of(R"({"train_bacth_size": 8})"),
@@ -266,7 +266,7 @@ TEST(Config, ComesFromAFileThatIsNamedInErrors) {
   expect_parts(error_of([&] { wrong.refuse_unknown(); }), {"run.json: unknown key 'steps_per_prin'"});
 }
 
-// --- Batch sizes -------------------------------------------------------------------------------------------------------
+// --- Batch sizes -------------------------------------------------------------------------------------------
 
 TEST(BatchSizes, AnyTwoGiveTheThird) {
   struct Row {

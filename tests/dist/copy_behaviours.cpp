@@ -1,5 +1,5 @@
-// Collectives that copy: all_gather, broadcast, all_to_all, barrier. Every byte ends where it belongs, and no other is
-// touched.
+// Collectives that copy: all_gather, broadcast, all_to_all, barrier. Every byte ends where it belongs, and no
+// other is touched.
 
 #include <atomic>
 #include <thread>
@@ -111,7 +111,8 @@ void different_calls_under_way_do_not_mix(Job& job) {
   }
 }
 
-// Rank 0 comes late and notes when; nobody leaves before. The clock is the machine's, the same in every process.
+// Rank 0 comes late and notes when; nobody leaves before. The clock is the machine's, the same in every
+// process.
 void barrier_holds_until_the_last_rank_comes(Job& job) {
   const auto now = [] { return std::chrono::steady_clock::now().time_since_epoch().count(); };
   for (int late = 0; late < job.size(); ++late) {

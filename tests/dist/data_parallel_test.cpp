@@ -1,5 +1,6 @@
-// Data parallelism changes nothing: 1, 2, 3, 4 and 8 ranks, however the batch is cut, train what one rank trains. And
-// mistakes of the usual kinds would be noticed. rank_program.cpp runs the same comparison under mpiexec.
+// Data parallelism changes nothing: 1, 2, 3, 4 and 8 ranks, however the batch is cut, train what one rank
+// trains. And mistakes of the usual kinds would be noticed. rank_program.cpp runs the same comparison under
+// mpiexec.
 
 #include "dist/data_parallel.h"
 
@@ -66,8 +67,8 @@ const std::vector<Row>& rows() {
 
 class DataParallelTrains : public ::testing::TestWithParam<Row> {};
 
-// Tier T1. In f64 a sum over 24 sequences in another order differs by about 1e-16, and 20 steps of AdamW at a learning
-// rate of 1e-3 leave that below 1e-15 (measured). A mistake of any size that matters is above 1e-10.
+// Tier T1. In f64 a sum over 24 sequences in another order differs by about 1e-16, and 20 steps of AdamW at a
+// learning rate of 1e-3 leave that below 1e-15 (measured). A mistake of any size that matters is above 1e-10.
 TEST_P(DataParallelTrains, WhatOneRankTrainsInF64) {
   const Row& row = GetParam();
   const Training training{.model = row.model,
@@ -111,7 +112,7 @@ INSTANTIATE_TEST_SUITE_P(Table, DataParallelTrains, ::testing::ValuesIn(rows()),
                            return std::string(info.param.name);
                          });
 
-// --- Mutants: each must leave the tolerance far behind, or the comparison above proves nothing -----------------------
+// --- Mutants: each must leave the tolerance far behind, or the comparison above proves nothing -------------
 
 struct MutantRow {
   const char* name;
@@ -141,10 +142,10 @@ INSTANTIATE_TEST_SUITE_P(Mutants, ParityCatches,
                            return std::string(info.param.name);
                          });
 
-// --- Buckets ---------------------------------------------------------------------------------------------------------
+// --- Buckets -----------------------------------------------------------------------------------------------
 
-/// Three parameters, used in turn: y = Σ (rank + 1) · (a + 2b + 3c) over 5, 3 and 4 elements. The gradient of each
-/// element, summed over R ranks, is 1, 2 and 3 times R(R+1)/2.
+/// Three parameters, used in turn: y = Σ (rank + 1) · (a + 2b + 3c) over 5, 3 and 4 elements. The gradient of
+/// each element, summed over R ranks, is 1, 2 and 3 times R(R+1)/2.
 struct ThreeParameters {
   Tensor a = parameter(5), b = parameter(3), c = parameter(4);
 
@@ -186,8 +187,9 @@ TEST(DataParallel, SumsGradientsAndNeverAverages) {
   }
 }
 
-// zero_grad of an optimizer drops a gradient that fills its storage, a module's drops all, and programs may put another
-// tensor in its place. A gradient that is not in its bucket any more would be left out of the reduction, silently.
+// zero_grad of an optimizer drops a gradient that fills its storage, a module's drops all, and programs may
+// put another tensor in its place. A gradient that is not in its bucket any more would be left out of the
+// reduction, silently.
 TEST(DataParallel, FindsGradientsThatWereDroppedOrReplaced) {
   struct Case {
     bool announced_first;  // reduce_in_next_backward comes before the gradients go
@@ -217,8 +219,8 @@ TEST(DataParallel, FindsGradientsThatWereDroppedOrReplaced) {
   }
 }
 
-// Ranks take different paths: some parameters are used by one rank only, or by none. The calls match all the same, and
-// whoever did not use a parameter gets the others' gradient.
+// Ranks take different paths: some parameters are used by one rank only, or by none. The calls match all the
+// same, and whoever did not use a parameter gets the others' gradient.
 TEST(DataParallel, TakesRanksOnDifferentPaths) {
   for (const std::int64_t bucket_bytes : {1, 40, 1000}) {
     for (const int num_ranks : {2, 4}) {
@@ -257,8 +259,9 @@ TEST(DataParallel, ReducesOncePerStepWhateverTheAccumulation) {
   });
 }
 
-// docs/dist.md, "What is sent": 2(R−1)/R · 4Ψ bytes by each rank and step on the average of the ranks; exactly 2(R−1) ·
-// 4Ψ by all. Buckets are not padded. The parameters are no multiple of any R, so ranks differ by an element a bucket.
+// docs/dist.md, "What is sent": 2(R−1)/R · 4Ψ bytes by each rank and step on the average of the ranks;
+// exactly 2(R−1) · 4Ψ by all. Buckets are not padded. The parameters are no multiple of any R, so ranks
+// differ by an element a bucket.
 TEST(DataParallel, SendsTwiceTheGradientsAndNotAByteMore) {
   for (const auto& [model, bucket_bytes] :
        {std::pair{kGpt2, std::int64_t{1}}, {kGpt2, 4096}, {kLlama, 25 << 20}}) {
@@ -294,8 +297,8 @@ TEST(DataParallel, SendsTwiceTheGradientsAndNotAByteMore) {
   }
 }
 
-// When the gradient of the first parameter comes, the last of a backward pass, buckets of later layers are on their way
-// already.
+// When the gradient of the first parameter comes, the last of a backward pass, buckets of later layers are on
+// their way already.
 TEST(DataParallel, StartsBucketsWhileBackwardRuns) {
   run_thread_ranks(2, [&](Job& job) {
     std::vector<std::pair<std::string, Tensor>> parameters;

@@ -1,5 +1,5 @@
-// What users see of a job that does not end well, started as they start it: alone, as threads, under mpiexec. One rank's
-// error ends all ranks within seconds, with the right exit status, and its cause is printed once.
+// What users see of a job that does not end well, started as they start it: alone, as threads, under mpiexec.
+// One rank's error ends all ranks within seconds, with the right exit status, and its cause is printed once.
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -121,7 +121,7 @@ class RunningJob {
   std::string output_;
 };
 
-// --- Errors ------------------------------------------------------------------------------------------------------------
+// --- Errors ------------------------------------------------------------------------------------------------
 
 struct ErrorRow {
   const char* how;
@@ -229,7 +229,7 @@ TEST_P(Launched, TellsEveryRankOfAMismatch) {
   EXPECT_EQ(job.count("barrier() at "), 4) << job.output();
 }
 
-// --- Signals -------------------------------------------------------------------------------------------------------
+// --- Signals -----------------------------------------------------------------------------------------------
 
 TEST_P(Launched, StopsCleanlyAtCtrlC) {
   RunningJob job(GetParam(), {"fail", "stop"});
@@ -271,7 +271,7 @@ TEST(Mpiexec, EndsWhenARankIsKilled) {
   EXPECT_EQ(job.count("all ranks are done"), 0);
 }
 
-// --- Options -----------------------------------------------------------------------------------------------------------
+// --- Options -----------------------------------------------------------------------------------------------
 
 TEST_P(Launched, RefusesImpossibleNumbersOfRanks) {
   struct Row {

@@ -61,7 +61,8 @@ TEST(MeshShape, RefusesWhatItCannotMean) {
   }
 }
 
-// Every group adds up the world ranks of its members: each line through the grid, worked out here from coordinates.
+// Every group adds up the world ranks of its members: each line through the grid, worked out here from
+// coordinates.
 TEST(Mesh, GroupsAreTheLinesThroughTheGrid) {
   const MeshShape shape = MeshShape::parse("pp=2,dp=3,tp=2");
   run_thread_ranks(12, [&](Job& job) {

@@ -1,4 +1,5 @@
-// send and recv: matched by sender, receiver and tag, in order of posting. Of one rank there is nothing to send to.
+// send and recv: matched by sender, receiver and tag, in order of posting. Of one rank there is nothing to
+// send to.
 
 #include "tests/dist/behaviours.h"
 

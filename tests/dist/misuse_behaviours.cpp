@@ -1,5 +1,5 @@
-// Calls that are wrong on their own: refused before any traffic, with the numbers and the caller's place, and the group
-// goes on as if they had not been made.
+// Calls that are wrong on their own: refused before any traffic, with the numbers and the caller's place, and
+// the group goes on as if they had not been made.
 
 #include <functional>
 

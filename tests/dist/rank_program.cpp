@@ -1,9 +1,9 @@
 // One program, run by CTest and by launch_test.cpp as threads and under mpiexec:
 //
-//     mpiexec -n 4 dist_ranks behaviours          the whole table of behaviours.h; or those whose name has a part
+//     mpiexec -n 4 dist_ranks behaviours          the table of behaviours.h; with a part of a name, those
 //     mpiexec -n 4 dist_ranks parity              trains as one rank does
 //     mpiexec -n 4 dist_ranks measure unchecked   what an all-reduce takes; without "unchecked", with checks
-//     dist_ranks --ranks 3 fail <how>             one way for a job to end; launch_test.cpp says what must be seen
+//     dist_ranks --ranks 3 fail <how>             one way for a job to end; launch_test.cpp says what is seen
 //
 // It prints one line a behaviour on rank 0, and "all ranks are done" at the end.
 

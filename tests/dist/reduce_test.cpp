@@ -24,7 +24,8 @@ std::vector<T> reduce_all(const std::vector<std::vector<T>>& inputs, ReduceOp op
   return output;
 }
 
-// 2^24 + 1 is 2^24 in f32: only the promised order, (a + b) + (c + d) and ((a + b) + (c + d)) + e, gives these sums.
+// 2^24 + 1 is 2^24 in f32: only the promised order, (a + b) + (c + d) and ((a + b) + (c + d)) + e, gives
+// these sums.
 TEST(Reduce, CombinesInTheOrderOfATree) {
   const float big = 16777216.0f;
   EXPECT_EQ(reduce_all<float>({{big}, {1}, {1}}, ReduceOp::kSum)[0], big);           // (big + 1) + 1

@@ -1,5 +1,5 @@
-// all_reduce and reduce_scatter: the bits of the promised order, for every type, size and number of ranks. As every
-// backend is compared with the same serial reference, they are equal to each other.
+// all_reduce and reduce_scatter: the bits of the promised order, for every type, size and number of ranks. As
+// every backend is compared with the same serial reference, they are equal to each other.
 
 #include <limits>
 #include <thread>
@@ -11,8 +11,8 @@ namespace tessera::dist::testing {
 namespace {
 
 constexpr ReduceOp kOps[] = {ReduceOp::kSum, ReduceOp::kMax, ReduceOp::kMin};
-// None divides by 2, 3, 4 and 8 alike; below, at and above the sizes at which backends change their ways (4096 bytes
-// for mpi, 128 KiB over all ranks for threads; slices on multiples of 64 elements).
+// None divides by 2, 3, 4 and 8 alike; below, at and above the sizes at which backends change their ways
+// (4096 bytes for mpi, 128 KiB over all ranks for threads; slices on multiples of 64 elements).
 constexpr std::int64_t kSizes[] = {0, 1, 2, 5, 63, 64, 67, 511, 513, 1024, 1025, 5003, 20011};
 
 template <class T>
@@ -107,7 +107,8 @@ void extremes_of_nan_and_infinity(Job& job) {
   }
 }
 
-// bf16 has 8 bits: adding 1 to 256 eight times, rounding each time, stays at 256. Sums are held in f32 and rounded once.
+// bf16 has 8 bits: adding 1 to 256 eight times, rounding each time, stays at 256. Sums are held in f32 and
+// rounded once.
 void sums_in_16_bits_round_once(Job& job) {
   std::vector<BFloat16> x(1500, BFloat16(job.rank() == 0 ? 256.0f : 1.0f));
   std::vector<Float16> half(x.size(), Float16(job.rank() == 0 ? 2048.0f : 1.0f));

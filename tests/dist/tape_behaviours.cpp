@@ -1,4 +1,5 @@
-// The tape as byte ledger: each call of each rank against the formulas of dist/tape.h, written as the steps of a ring.
+// The tape as byte ledger: each call of each rank against the formulas of dist/tape.h, written as the steps
+// of a ring.
 
 #include <functional>
 
@@ -14,7 +15,8 @@ std::int64_t slice(std::int64_t n, int R, int r) {
   return count;
 }
 
-/// What rank `r` sends in an all-reduce: each slice but its own goes to its owner, its own reduced slice to all others.
+/// What rank `r` sends in an all-reduce: each slice but its own goes to its owner, its own reduced slice to
+/// all others.
 std::int64_t all_reduce_elements(std::int64_t n, int R, int r) {
   std::int64_t sent = 0;
   for (int other = 0; other < R; ++other) {

@@ -1,8 +1,8 @@
 #pragma once
 
-// One small training run, on any number of ranks, with all that a layout could get wrong: dropout, tied embeddings, an
-// odd vocabulary, clipping that is active, weight decay by group, samples with few or no targets that count. The run of
-// one rank is the reference for all others.
+// One small training run, on any number of ranks, with all that a layout could get wrong: dropout, tied
+// embeddings, an odd vocabulary, clipping that is active, weight decay by group, samples with few or no
+// targets that count. The run of one rank is the reference for all others.
 
 #include <cstdint>
 #include <string>

@@ -1,7 +1,8 @@
 #pragma once
 
-// The order in which reductions are promised to be combined, written a second way: a binary counter that takes one
-// summand after the other. dist/reduce.cpp cuts the row of summands in two instead, and works on blocks.
+// The order in which reductions are promised to be combined, written a second way: a binary counter that
+// takes one summand after the other. dist/reduce.cpp cuts the row of summands in two instead, and works on
+// blocks.
 
 #include <algorithm>
 #include <cmath>

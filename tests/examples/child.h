@@ -30,8 +30,9 @@ struct Outcome {
   [[nodiscard]] std::string all() const { return out + err; }
 };
 
-/// A built program that runs beside the test, in a process group of its own: what a shell makes of a command line, so
-/// that a signal to the group is what Ctrl-C sends. Killed with its children when the test leaves it.
+/// A built program that runs beside the test, in a process group of its own: what a shell makes of a command
+/// line, so that a signal to the group is what Ctrl-C sends. Killed with its children when the test leaves
+/// it.
 class Child {
  public:
   struct Options {

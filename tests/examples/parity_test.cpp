@@ -1,5 +1,5 @@
-// The loss of a step, and the weights, are the same whatever the number of ranks, however they are launched and however
-// the batch is cut: with dropout, clipping, accumulation and tied embeddings.
+// The loss of a step, and the weights, are the same whatever the number of ranks, however they are launched
+// and however the batch is cut: with dropout, clipping, accumulation and tied embeddings.
 
 #include "tests/examples/workplace.h"
 
@@ -62,8 +62,8 @@ class Layouts : public Workplace {
   }
 };
 
-// The only differences are orders of sums. A gradient of rounding error size still moves Adam's weights by a fraction of
-// lr in f32, so weights get 1e-4 there (0.01 · 8 steps, damped); in f64 they stay at 1e-10.
+// The only differences are orders of sums. A gradient of rounding error size still moves Adam's weights by a
+// fraction of lr in f32, so weights get 1e-4 there (0.01 · 8 steps, damped); in f64 they stay at 1e-10.
 TEST_F(Layouts, OfThreadsGiveTheLossesAndWeightsOfOneRankInF64) {
   compare({std::begin(kThreads), std::end(kThreads)}, "f64", 1e-10, 1e-10);
 }

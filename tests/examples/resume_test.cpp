@@ -12,12 +12,13 @@ class Resume : public Workplace {
   static constexpr const char* kRun =
       " --steps 9 --batch 6 --lr 0.01 --dropout 0.1 --dtype f64 --eval-tokens 64 --progress none ";
 
-  // The uninterrupted run, in `whole`; one that ended after 4 of 9 steps, in `parts`, its logs three steps ahead.
+  // The uninterrupted run, in `whole`; one that ended after 4 of 9 steps, in `parts`, its logs three steps
+  // ahead.
   void run_whole_and_part(const std::string& ranks = "") {
     ASSERT_EQ(run(train(kRun + std::string("--out whole --log whole.jsonl --csv whole.csv ") + ranks)).status,
               0);
-    // A checkpoint every 4 steps, and an end without one after step 7: the folder of step 4 and the logs of 7 steps are
-    // what a killed process leaves.
+    // A checkpoint every 4 steps, and an end without one after step 7: the folder of step 4 and the logs of 7
+    // steps are what a killed process leaves.
     ASSERT_EQ(
         run(train(kRun +
                   std::string("--out parts --save-every 4 --log parts.jsonl --csv parts.csv --keep 9 ") +

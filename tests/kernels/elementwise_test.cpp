@@ -420,8 +420,8 @@ TEST(Copy, RoundsHalvesToNearestEvenAndKeepsSpecialValues) {
   EXPECT_TRUE(std::isnan(nan16({1})));
 }
 
-// 1 + 2⁻⁸ lies halfway between two bf16 (1 + 2⁻¹¹ between two f16); a bit far behind it decides. A detour over f32 would
-// lose that bit.
+// 1 + 2⁻⁸ lies halfway between two bf16 (1 + 2⁻¹¹ between two f16); a bit far behind it decides. A detour
+// over f32 would lose that bit.
 TEST(Copy, RoundsToSixteenBitsOnce) {
   struct Case {
     const char* name;
@@ -446,7 +446,8 @@ TEST(Copy, RoundsToSixteenBitsOnce) {
       for (std::int64_t i = 0; i < 37; ++i) x.set({i}, c.value);
       cpu_kernels(set).elementwise.copy(x.view(), y.view());
       for (std::int64_t i = 0; i < 37; ++i) {
-        EXPECT_EQ(y({i}), c.expected) << c.name << ", " << name(c.from) << " to " << name(c.to) << ", " << name(set);
+        EXPECT_EQ(y({i}), c.expected)
+            << c.name << ", " << name(c.from) << " to " << name(c.to) << ", " << name(set);
       }
     }
   }

@@ -208,7 +208,8 @@ TEST(CumulativeSum, AddsEachRowFromOneEndToTheOther) {
     for (const DType dtype : kFloatDTypes) {
       for (const Sizes& shape : {Sizes{1, 1}, Sizes{3, 7}, Sizes{0, 4}, Sizes{4, 0}, Sizes{600, 130}}) {
         for (const bool reverse : {false, true}) {
-          SCOPED_TRACE(std::string(name(set)) + " " + name(dtype) + " " + text(shape) + (reverse ? " reverse" : ""));
+          SCOPED_TRACE(std::string(name(set)) + " " + name(dtype) + " " + text(shape) +
+                       (reverse ? " reverse" : ""));
           HostArray x(dtype, shape), y(dtype, shape);
           int n = 0;
           x.for_each([&](const Sizes& i) { x.set(i, ++n % 17 - 8); });

@@ -1,6 +1,7 @@
 // The peak activation memory of GPT-2 blocks, forward and backward, counted by hand.
 //
-// Elements, with N = B·T·D (one activation [B, T, D]); all is f32, dropout 0. What the forward pass of one block keeps:
+// Elements, with N = B·T·D (one activation [B, T, D]); all is f32, dropout 0. What the forward pass of one
+// block keeps:
 //
 //   ln_1     a = LN(x)                        N      saved by c_attn
 //            mean, inv_std                  2·B·T
@@ -17,16 +18,17 @@
 //                                    ---------------
 //   kept by a block               15N + S           with S = 4·B·T + B·H·T
 //
-// and its input x, which is the result of the block before: N for every block but the first, whose input is the
-// caller's. The caller holds y and dy: 2N.
+// and its input x, which is the result of the block before: N for every block but the first, whose input is
+// the caller's. The caller holds y and dy: 2N.
 //
-// The backward pass begins with the last c_proj. While its closure runs, everything is still there, and it makes
+// The backward pass begins with the last c_proj. While its closure runs, everything is still there, and it
+// makes
 //
 //   dg 4N,   dW [D, 4D] = 4D²,   db D.
 //
-// That is the peak: its g (4N) then dies, dW and db become gradients, and the next closures make no more than die with
-// them (gelu: df 4N, then f and dg go; c_fc: dm N, dW 4D², db 4D, with 8N less held). The forward pass reached only
-// 17N + S in its last block (q and y beside what it keeps), 4N + 4D² + D less.
+// That is the peak: its g (4N) then dies, dW and db become gradients, and the next closures make no more than
+// die with them (gelu: df 4N, then f and dg go; c_fc: dm N, dW 4D², db 4D, with 8N less held). The forward
+// pass reached only 17N + S in its last block (q and y beside what it keeps), 4N + 4D² + D less.
 
 #include <gtest/gtest.h>
 
@@ -92,8 +94,8 @@ TEST(ActivationMemory, OfGpt2BlocksIsTheHandCount) {
   }
 }
 
-// Recomputed, a block keeps its input only. The last one is run again while y, dy and all inputs are held; its own
-// second result is one more N. Peaks in the same closure as before.
+// Recomputed, a block keeps its input only. The last one is run again while y, dy and all inputs are held;
+// its own second result is one more N. Peaks in the same closure as before.
 TEST(ActivationMemory, OfRecomputedBlocksIsTheHandCount) {
   for (const Device device : {cpu, meta}) {
     for (const int blocks : {1, 3}) {

@@ -13,7 +13,8 @@ void expect_error(F&& run, const std::string& part) {
     run();
     ADD_FAILURE() << "no error; expected one with: " << part;
   } catch (const E& error) {
-    EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what() << "\ndoes not hold: " << part;
+    EXPECT_NE(std::string(error.what()).find(part), std::string::npos)
+        << error.what() << "\ndoes not hold: " << part;
   }
 }
 

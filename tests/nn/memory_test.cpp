@@ -21,8 +21,8 @@ std::int64_t peak_bytes(const std::function<void()>& run) {
   return pool.report().total.peak - before;
 }
 
-// Logits [N, V] are much the largest tensor of a language model's step. Probabilities, their logarithm and the
-// gradient are three more in a textbook; here the gradient takes the logits' place.
+// Logits [N, V] are much the largest tensor of a language model's step. Probabilities, their logarithm and
+// the gradient are three more in a textbook; here the gradient takes the logits' place.
 TEST(Memory, TheLossAndItsGradientTakeOneBufferOfTheLogitsSize) {
   constexpr std::int64_t kRows = 64, kVocab = 5000, kWidth = 16;
   for (const DType dtype : {kF32, kBF16}) {

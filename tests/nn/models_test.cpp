@@ -15,8 +15,8 @@
 namespace tessera::nn {
 namespace {
 
-// GPT-2's sizes are those of its released weights. With L layers, width D, V tokens and P positions a GPT-2 has
-// V·D + P·D + L·(12·D² + 13·D) + 2·D parameters, the output layer being the token embedding.
+// GPT-2's sizes are those of its released weights. With L layers, width D, V tokens and P positions a GPT-2
+// has V·D + P·D + L·(12·D² + 13·D) + 2·D parameters, the output layer being the token embedding.
 TEST(Models, HaveExactlyTheParametersOfTheOriginals) {
   const struct {
     const char* name;
@@ -77,7 +77,8 @@ Moments moments_of(const Tensor& x) {
 }
 
 // n draws of a normal with deviation σ: their mean has deviation σ/√n, their deviation σ/√(2n), and the share
-// beyond 2σ, 4.55 %, has √(0.0455·0.9545/n). Five deviations of each are allowed: one chance in 1.7 million each.
+// beyond 2σ, 4.55 %, has √(0.0455·0.9545/n). Five deviations of each are allowed: one chance in 1.7 million
+// each.
 void expect_normal(const std::string& name, const Tensor& x, double stddev) {
   const Moments m = moments_of(x);
   EXPECT_NEAR(m.mean, 0.0, 5 * stddev / std::sqrt(m.count)) << name;

@@ -147,7 +147,7 @@ inline const std::vector<LossScaleValues> kLossScaleValues{
      {8.0, 8.0, 8.0, 4.0, 4.0, 2.0, 2.0}},
 };
 
-/// DeepSpeed's defaults (2^16, window 1000, hysteresis 2) over 8000 steps: where it overflows, and each change.
+/// DeepSpeed's defaults (2^16, window 1000, hysteresis 2) over 8000 steps: overflows, and each change.
 inline const std::vector<std::int64_t> kLongRunOverflows{3, 4, 5, 1200, 2300, 2301, 5000, 5001, 5002, 5003, 5004, 5005};
 inline const std::vector<std::pair<std::int64_t, double>> kLongRunChanges{{4, 32768.0}, {5, 16384.0}, {1006, 32768.0}, {2201, 65536.0}, {2301, 32768.0}, {3302, 65536.0}, {4302, 131072.0}, {5001, 65536.0}, {5002, 32768.0}, {5003, 16384.0}, {5004, 8192.0}, {5005, 4096.0}, {6006, 8192.0}, {7006, 16384.0}};
 

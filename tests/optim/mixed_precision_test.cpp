@@ -78,7 +78,8 @@ Tensor master_of(Optimizer& optimizer) {
 // Let w be the f32 run's weight, m the master and e = |m − w|. In bf16 the gradient is 2·(bf16(m) − y), the
 // difference rounded once more: it is wrong by at most 2u(|m| + |d|), with d the difference and u = 2⁻⁸. So
 //   e ← (1 − 2 lr) e + 2 lr · u(|m| + |d|),   hence always   e ≤ u · max(|m| + |d|) = u · (1 + 2) = 3u,
-// because |y| ≤ 1 and the run goes straight from −y'(|y'| ≤ 1) towards y. (f32's own rounding is 2⁻¹⁶ of that.)
+// because |y| ≤ 1 and the run goes straight from −y'(|y'| ≤ 1) towards y. (f32's own rounding is 2⁻¹⁶ of
+// that.)
 TEST(MixedPrecision, MastersFollowAnF32RunWithinTheRoundingOfItsGradients) {
   LeastSquares exact(kF32), low(kBF16);
   Sgd exact_optimizer(exact.layer().named_parameters(), {.lr = 1.0 / 64});
@@ -133,9 +134,9 @@ TEST(MixedPrecision, StepsBelowTheResolutionAddUp) {
   EXPECT_EQ(moves, 19);  // 300/4096 of the way in spacings of 1/256 = 18.75
 }
 
-// The largest gradient is 2·2 at first: times 2¹⁴ it is above f16's 65504, times 2¹³ it is not. From 2²⁴ the scale
-// is halved 11 times, after one overflow that the hysteresis forgives: 12 steps are left out, and nothing of
-// them stays. After that all is as in bf16, with f16's u = 2⁻¹¹.
+// The largest gradient is 2·2 at first: times 2¹⁴ it is above f16's 65504, times 2¹³ it is not. From 2²⁴ the
+// scale is halved 11 times, after one overflow that the hysteresis forgives: 12 steps are left out, and
+// nothing of them stays. After that all is as in bf16, with f16's u = 2⁻¹¹.
 TEST(MixedPrecision, F16LeavesOutStepsUntilTheLossScaleFitsAndThenFollowsF32) {
   LeastSquares exact(kF32), low(kF16);
   const Tensor first = low.layer().weight().clone();
@@ -187,9 +188,10 @@ std::pair<double, double> train_gpt2(DType dtype, int steps) {
   return {losses.front(), losses.back()};
 }
 
-// Logits of a fresh GPT-2 are of order 0.1 and lie behind some 20 roundings of 2⁻⁸ / √3 each, hence are off by
-// about 0.1 · √20 · 2⁻⁸ / √3 = 1e-3; the loss is a mean over 64 of them. Gradients have relative errors of the
-// order √20 · 2⁻⁸ / √3 = 1 %, which Adam's step inherits, so the way down differs by that order: 5 % are allowed.
+// Logits of a fresh GPT-2 are of order 0.1 and lie behind some 20 roundings of 2⁻⁸ / √3 each, hence are off
+// by about 0.1 · √20 · 2⁻⁸ / √3 = 1e-3; the loss is a mean over 64 of them. Gradients have relative errors of
+// the order √20 · 2⁻⁸ / √3 = 1 %, which Adam's step inherits, so the way down differs by that order: 5 % are
+// allowed.
 TEST(MixedPrecision, Gpt2LearnsInBf16AsInF32) {
   const auto [first, last] = train_gpt2(kF32, 60);
   const auto [first_low, last_low] = train_gpt2(kBF16, 60);

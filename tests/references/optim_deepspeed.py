@@ -123,7 +123,7 @@ print("};\n")
 at = [3, 4, 5, 1200, 2300, 2301, 5000, 5001, 5002, 5003, 5004, 5005]
 scales = replay(16, 1000, 2, 1.0, False, [i in at for i in range(8000)])
 changes = [(i, s) for i, s in enumerate(scales) if s != (scales[i - 1] if i else 65536.0)]
-print("/// DeepSpeed's defaults (2^16, window 1000, hysteresis 2) over 8000 steps: where it overflows, and each change.")
+print("/// DeepSpeed's defaults (2^16, window 1000, hysteresis 2) over 8000 steps: overflows, and each change.")
 print(f"inline const std::vector<std::int64_t> kLongRunOverflows{{{', '.join(map(str, at))}}};")
 print("inline const std::vector<std::pair<std::int64_t, double>> kLongRunChanges{"
       + ", ".join(f"{{{i}, {s}}}" for i, s in changes) + "};\n")

@@ -1,5 +1,5 @@
-// A folder includes only what stands below it, and third-party headers stay out of public headers. The rules are checked
-// on made-up trees first, then on the sources themselves.
+// A folder includes only what stands below it, and third-party headers stay out of public headers. The rules
+// are checked on made-up trees first, then on the sources themselves.
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -78,7 +78,8 @@ bool is_third_party(const Include& include) {
   return !include.quoted && !standard && !std::regex_match(include.path, kSystemHeader);
 }
 
-// Headers that a third-party header comes with, directly or through others; each with the place that brings it in.
+// Headers that a third-party header comes with, directly or through others; each with the place that brings
+// it in.
 std::map<std::string, std::string> headers_with_third_party(const Sources& sources) {
   std::map<std::string, std::string> tainted;
   for (bool changed = true; changed;) {
@@ -230,6 +231,26 @@ TEST_F(SourceTree, EveryHeaderIsGuardedByPragmaOnce) {
   for (const auto& [path, text] : sources()) {
     if (is_header(path) && !std::regex_search(text, std::regex("(^|\n)#pragma once\n")))
       errors.push_back(path);
+  }
+  EXPECT_EQ("", joined(errors));
+}
+
+// clang-format keeps code within the limit of .clang-format and leaves comments alone.
+TEST_F(SourceTree, CommentsEndWithin110Columns) {
+  std::vector<std::string> errors;
+  for (const auto& [path, text] : sources()) {
+    std::istringstream lines(text);
+    int number = 0;
+    for (std::string line; std::getline(lines, line);) {
+      ++number;
+      const auto is_continuation_byte = [](char c) { return (static_cast<unsigned char>(c) & 0xC0) == 0x80; };
+      const auto columns =
+          static_cast<std::int64_t>(line.size()) - std::ranges::count_if(line, is_continuation_byte);
+      const bool is_comment =
+          line.substr(std::min(line.find_first_not_of(' '), line.size())).starts_with("//");
+      if (is_comment && columns > 110)
+        errors.push_back(fmt::format("{}:{}: {} columns", path, number, columns));
+    }
   }
   EXPECT_EQ("", joined(errors));
 }

@@ -30,8 +30,8 @@ TEST(RandomTensor, UniformIsPhiloxOfSeedStreamStepAndIndex) {
   }
 }
 
-// Numbers of one stream, computed by a second program from the definition (FNV-1a, two rounds of mixing, Philox,
-// Box-Muller): a change of any part would change where every model starts.
+// Numbers of one stream, computed by a second program from the definition (FNV-1a, two rounds of mixing,
+// Philox, Box-Muller): a change of any part would change where every model starts.
 TEST(RandomTensor, ValuesStayWhatTheyWere) {
   EXPECT_EQ(kernels::stream_id(""), 0xCBF29CE484222325ull);   // FNV-1a's offset basis,
   EXPECT_EQ(kernels::stream_id("a"), 0xAF63DC4C8601EC8Cull);  // and its published value for "a"
@@ -76,7 +76,8 @@ TEST(RandomTensor, ShapeOnlyArrangesTheNumbers) {
   EXPECT_EQ(uniform({6}, 0, 1, "shape").to_vector<float>(), flat.slice(0, 0, 6).to_vector<float>());
 }
 
-// A rank that holds columns [begin, end) of a weight makes them alone: each element by its index in the whole.
+// A rank that holds columns [begin, end) of a weight makes them alone: each element by its index in the
+// whole.
 TEST(RandomTensor, AShardMakesTheValuesOfTheWholeAtItsPlace) {
   for (const bool is_normal : {false, true}) {
     const Shape whole_shape{6, 10};
@@ -97,8 +98,8 @@ TEST(RandomTensor, AShardMakesTheValuesOfTheWholeAtItsPlace) {
   }
 }
 
-// 20,000 draws: the mean of uniforms deviates by 1/√12/√20000 = 0.002, that of normals by 0.007; the variance of
-// normals by √(2/20000) = 0.01. Bounds are five deviations.
+// 20,000 draws: the mean of uniforms deviates by 1/√12/√20000 = 0.002, that of normals by 0.007; the variance
+// of normals by √(2/20000) = 0.01. Bounds are five deviations.
 TEST(RandomTensor, HasTheMomentsThatWereAskedFor) {
   const std::int64_t n = 20000;
   double sum = 0, normal_sum = 0, squares = 0;

@@ -1,5 +1,5 @@
-// Views: the same memory under another geometry. Each row of the first table is one case, with its elements written
-// out.
+// Views: the same memory under another geometry. Each row of the first table is one case, with its elements
+// written out.
 
 #include <gtest/gtest.h>
 
@@ -259,7 +259,8 @@ TEST(View, ReshapeCopiesOnlyWhereStridesForceIt) {
   EXPECT_TRUE(matrix().reshape({3, 4}).is_contiguous());
 }
 
-// Against the definition, over all shapes of 12 elements and all strided sources: reshape keeps row-major order.
+// Against the definition, over all shapes of 12 elements and all strided sources: reshape keeps row-major
+// order.
 TEST(View, ReshapeKeepsTheOrderOfElementsInEveryLayout) {
   const Tensor base = arange(0, 2 * 24).reshape({2, 4, 6});
   const std::vector<Tensor> sources{base.slice(0, 0, 1).slice(1, 0, 2),

@@ -1,5 +1,5 @@
-// Running sums along rows. A sum of rounded numbers depends on its order, so a row is added from one end to the other by
-// one thread; rows are shared among threads.
+// Running sums along rows. A sum of rounded numbers depends on its order, so a row is added from one end to
+// the other by one thread; rows are shared among threads.
 
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/vector/lanes.h"

@@ -139,7 +139,8 @@ void copy_elements(const ConstView& x, const View& y) {
   if (x.dtype == y.dtype) return copy_bits(loop);
   if (x.dtype == DType::kF64 || y.dtype == DType::kF64) return convert_elements<double>(loop);
   // An integer becomes a 16-bit float in one rounding, so not through f32.
-  if (!is_floating(x.dtype) && is_floating(y.dtype) && size_bytes(y.dtype) == 2) return convert_elements<double>(loop);
+  if (!is_floating(x.dtype) && is_floating(y.dtype) && size_bytes(y.dtype) == 2)
+    return convert_elements<double>(loop);
   if (is_floating(x.dtype) || is_floating(y.dtype)) return convert_elements<float>(loop);
   convert_elements<std::int64_t>(loop);
 }

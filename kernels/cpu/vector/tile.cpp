@@ -5,8 +5,9 @@
 namespace tessera::kernels::TESSERA_ISA {
 namespace {
 
-/// The nearest float on the side of 0, its last bit set if it is not x itself ("round to odd"). Rounded once more, to
-/// half the digits, it gives what x would give: the last bit keeps what nearest-even must know of the digits cut off.
+/// The nearest float on the side of 0, its last bit set if it is not x itself ("round to odd"). Rounded once
+/// more, to half the digits, it gives what x would give: the last bit keeps what nearest-even must know of
+/// the digits cut off.
 TESSERA_INLINE float round_to_odd(double x) {
   const float nearest = static_cast<float>(x);
   const double back = nearest;
