@@ -14,6 +14,7 @@
 #include "data/token_file.h"
 #include "data/tokenizer.h"
 #include "dist/checkpoint.h"
+#include "dist/collectives.h"
 #include "dist/config.h"
 #include "dist/data_parallel.h"
 #include "dist/job.h"

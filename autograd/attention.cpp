@@ -21,8 +21,12 @@ const kernels::Attention& attention_kernels(const Tensor& x) {
 
 void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v) {
   const bool four = q.dims() == 4 && k.dims() == 4 && v.dims() == 4;
-  if (!four || k.shape() != v.shape() || q.dim(0) != k.dim(0) || q.dim(3) != k.dim(3) || k.dim(2) == 0 ||
-      q.dim(2) % k.dim(2) != 0) {
+  // No heads at all are a rank's share when there are fewer heads than ranks.
+  const auto divides = [](std::int64_t groups, std::int64_t heads) {
+    return groups == 0 ? heads == 0 : heads % groups == 0;
+  };
+  if (!four || k.shape() != v.shape() || q.dim(0) != k.dim(0) || q.dim(3) != k.dim(3) ||
+      !divides(k.dim(2), q.dim(2))) {
     throw ShapeError(
         fmt::format("attention: q [B, T, H, K] and k, v [B, S, G, K] with G dividing H are needed, but came "
                     "{}, {} and {}",
