@@ -93,7 +93,8 @@ Trained train(const Training& training, Communicator& group) {
       const std::int64_t first = group.rank() * per_rank + in_share;
       context.sample_offset = training.mutant == Mutant::kSharedSampleOffset ? in_share : first;
       const bool last = pass == accumulation - 1;
-      parallel.reduce_in_next_backward(last || training.mutant == Mutant::kReducedEveryPass);
+      parallel.reduce_in_next_backward((last && training.mutant != Mutant::kClippedLocally) ||
+                                       training.mutant == Mutant::kReducedEveryPass);
       const Tensor loss = sum_of_losses(
           *model, step, training.mutant == Mutant::kSharedSamples ? in_share : first, micro_batch);
       loss_sum[0] += loss.item();
@@ -105,7 +106,10 @@ Trained train(const Training& training, Communicator& group) {
       if (training.mutant == Mutant::kReducedEveryPass) parallel.wait();
     }
     optim::GradNorm norm;
-    if (training.mutant == Mutant::kClippedLocally) norm = optim::global_grad_norm(optimizer.parameters());
+    if (training.mutant == Mutant::kClippedLocally) {
+      norm = optim::global_grad_norm(optimizer.parameters());
+      parallel.reduce_in_next_backward(true);  // all buckets start in wait()
+    }
     parallel.wait();
     if (training.mutant != Mutant::kClippedLocally) norm = optim::global_grad_norm(optimizer.parameters());
     optimizer.step({.grad_scale = optim::clip_factor(norm, kMaxNorm)});
