@@ -1,31 +1,34 @@
 #pragma once
 
-// Collectives that autograd knows: the only operations that move elements of tensors between ranks. Each has a dual, which
-// is what its gradient does.
+// Collectives that autograd knows: the only operations that move elements of tensors between ranks. Each has
+// a dual, which is what its gradient does.
 //
 // How a tensor lies on the ranks of a group is one of four things:
 //   I     invariant       every rank has the same elements, and the same gradient
 //   R     replicated      every rank has the same elements; its gradient is a part of a sum over the ranks
-//   S(d)  sharded         rank r has the r-th piece along dimension d, as Tensor::chunk cuts: first pieces are longer by
-//                         one where R does not divide
+//   S(d)  sharded         rank r has the r-th piece along dimension d, as Tensor::chunk cuts: the
+//                         first pieces are longer by one where R does not divide
 //   P     partial sum     the value is the sum over the ranks; every rank has the same gradient
 //
 //   all_gather       S(d) → R       reduce_scatter   P → S(d)
 //   copy_to_ranks       I → R       all_reduce       P → I
 //   all_to_all    S(a) → S(b)       all_to_all       S(b) → S(a)
 //
-// Each stands opposite to its dual. A column- and a row-parallel layer (Shoeybi et al., "Megatron-LM", 2019) are
+// Each stands opposite to its dual. Two layers, cut by rows and by columns (Shoeybi et al., "Megatron-LM",
+// 2019), are
 //
 //   Tensor h = gelu(linear(copy_to_ranks(x, tp), w1_rows));       // w1 [4D, D] cut into rows, so h is S(-1)
-//   Tensor y = all_reduce(linear(h, w2_columns), tp) + b2;        // w2 [D, 4D] cut into columns: a partial sum, then I
+//   Tensor y = all_reduce(linear(h, w2_columns), tp) + b2;        // w2 [D, 4D] cut into columns: P, then I
 //
-// Calling   Every rank of the group calls, in the same order; the backward pass too, as graphs are equal on every rank.
-//           A group of one rank moves nothing. Groups outlive the graphs recorded through them.
+// Calling   Every rank of the group calls, in the same order; the backward pass too, as graphs are equal on
+//           every rank. A group of one rank moves nothing. Groups outlive the graphs recorded through them.
 // Values    Sums are combined in the tree order of dist/reduce.h: every rank gets the same bits.
-// Memory    What is sent and received is copied through MemoryCategory::kCommunication where its elements are not in the
-//           order of the wire: where d is not 0, x is not contiguous, or R does not divide.
-// Bytes     As in Communicator, of pieces of ⌈n/R⌉ along d: where R does not divide, padding travels and is counted.
-// Errors    Before any traffic: ShapeError as stated, IndexError for a dimension that is not there, DeviceError on meta.
+// Memory    What is sent and received is copied through MemoryCategory::kCommunication where its elements are
+//           not in the order of the wire: where d is not 0, x is not contiguous, or R does not divide.
+// Bytes     As in Communicator, of pieces of ⌈n/R⌉ along d: where R does not divide, padding travels and is
+//           counted.
+// Errors    Before any traffic: ShapeError as stated, IndexError for a dimension that is not there,
+//           DeviceError on meta.
 // Letters   R ranks, n size of dimension d over all ranks.
 
 #include <cstdint>
@@ -35,14 +38,16 @@
 
 namespace tessera::dist {
 
-/// Elements of rank `rank`'s piece when `size` of them are cut into `num_ranks`: ⌊size/R⌋, one more for the first size mod R.
+/// Elements of rank `rank`'s piece when `size` of them are cut into `num_ranks`: ⌊size/R⌋, one more for the
+/// first size mod R.
 [[nodiscard]] std::int64_t shard_size(std::int64_t size, int num_ranks, int rank) noexcept;
 /// The first of them.
 [[nodiscard]] std::int64_t shard_begin(std::int64_t size, int num_ranks, int rank) noexcept;
 
 /// S(d) → R: the pieces of all ranks, joined along dimension `dim`.
 ///
-/// Shapes    x [..., shard_size(n), ...] → [..., n, ...]; n = `size`, or R times x's where that is left at -1.
+/// Shapes    x [..., shard_size(n), ...] → [..., n, ...]; n = `size`, or R times x's where that is left at
+///           -1.
 /// Gradient  reduce_scatter of dy.
 /// Errors    ShapeError if x's size along `dim` is not this rank's piece of `size`.
 /// Example   R = 2, dim 0; {1, 2} and {3}, size 3  →  {1, 2, 3} on both
@@ -60,20 +65,21 @@ namespace tessera::dist {
 /// Gradient  dy as it is: it is the same on every rank, and each rank's x went into the sum once.
 [[nodiscard]] Tensor all_reduce(const Tensor& x, Communicator& group);
 
-/// I → R: x as it is; from here on ranks may do different things with it. Without this before a sharded weight each rank
-/// would keep its own part of x's gradient and take it for the whole.
+/// I → R: x as it is; from here on ranks may do different things with it. Without this before a sharded
+/// weight each rank would keep its own part of x's gradient and take it for the whole.
 ///
 /// Gradient  all_reduce of dy: the sum of what the ranks did with x.
 [[nodiscard]] Tensor copy_to_ranks(const Tensor& x, Communicator& group);
 
-/// S(concat_dim) → S(split_dim): cuts x along `split_dim`, sends piece p to rank p, and joins what comes along
-/// `concat_dim`. How attention goes from pieces of the sequence to whole sequences of some heads and back (Jacobs et al.,
-/// "DeepSpeed Ulysses", 2023).
+/// S(concat_dim) → S(split_dim): cuts x along `split_dim`, sends piece p to rank p, and joins what comes
+/// along `concat_dim`. How attention goes from pieces of the sequence to whole sequences of some heads and
+/// back (Jacobs et al., "DeepSpeed Ulysses", 2023).
 ///
-/// Shapes    x [..., a, ..., shard_size(b), ...] → [..., shard_size(a), ..., b, ...]; b = `concat_size`, or R times x's
-///           where that is left at -1
+/// Shapes    x [..., a, ..., shard_size(b), ...] → [..., shard_size(a), ..., b, ...]; b = `concat_size`, or R
+///           times x's where that is left at -1
 /// Gradient  all_to_all of dy with the two dimensions exchanged.
-/// Errors    ShapeError if the dimensions are one, or x's size along concat_dim is not this rank's piece of concat_size.
+/// Errors    ShapeError if the dimensions are one, or x's size along concat_dim is not this rank's piece of
+///           concat_size.
 [[nodiscard]] Tensor all_to_all(const Tensor& x, int split_dim, int concat_dim, Communicator& group,
                                 std::int64_t concat_size = -1);
 

@@ -1,5 +1,5 @@
-// Differentiable collectives: what they move, that their gradients are their adjoints, and that a model cut with them
-// gives the values and gradients of the whole one.
+// Differentiable collectives: what they move, that their gradients are their adjoints, and that a model cut
+// with them gives the values and gradients of the whole one.
 
 #include "dist/collectives.h"
 
@@ -214,7 +214,8 @@ TEST(Collectives, CutAnMlpOverRanksWithTheWholeOnesValuesAndGradients) {
   }
 }
 
-// Ulysses: each rank has some of the tokens, and attends to all of them with some of the heads. 10 tokens, 5 heads.
+// Ulysses: each rank has some of the tokens, and attends to all of them with some of the heads. 10 tokens, 5
+// heads.
 TEST(Collectives, CutAttentionOverTheSequenceByExchangingItForHeads) {
   const Shape shape{2, 10, 5, 4};
   const auto leaf = [](Tensor t) { return t.contiguous().set_requires_grad(); };
