@@ -59,10 +59,10 @@ Tensor embedding(const Tensor& table, const Tensor& ids) {
   const GradInfo* info = grad_info(table);
   const DType grad_dtype = info != nullptr && info->is_leaf() ? info->grad_dtype : table.dtype();
   return record("embedding", y.reshape(y_shape), {table},
-                [rows, shape = table.shape(), grad_dtype](const Tensor& dy, Needs) -> Grads {
+                [rows = saved(rows), shape = table.shape(), grad_dtype](const Tensor& dy, Needs) -> Grads {
                   Tensor dtable = zeros(shape, {.dtype = grad_dtype, .device = dy.device()});
-                  indexing(dy).embedding_backward(dy.contiguous().reshape({rows.dim(0), shape[1]}).view(),
-                                                  rows.view(), dtable.mutable_view());
+                  const Tensor dy_rows = dy.contiguous().reshape({rows.get().dim(0), shape[1]});
+                  indexing(dy).embedding_backward(dy_rows.view(), rows.get().view(), dtable.mutable_view());
                   return {dtable};
                 });
 }

@@ -182,6 +182,15 @@ TEST(SavedValue, ChangedThroughAnyViewIsCaught) {
   expect_error<AutogradError>([&] { sum(z).backward(); }, {"backward of 'exp'", "version"});
 }
 
+// A buffer of ids that is filled anew before backward() would send the gradient to other rows.
+TEST(SavedValue, IdsOfAnEmbeddingAreWatchedToo) {
+  Tensor table = leaf({1, 2, 3, 4});
+  Tensor ids = from_vector<std::int64_t>({0, 1});
+  const Tensor y = embedding(table.reshape({4, 1}), ids);
+  ids.fill(3);
+  expect_error<AutogradError>([&] { sum(y).backward(); }, {"backward of 'embedding'", "changed in place"});
+}
+
 TEST(SavedValue, AnOutputThatItsOperationSavedIsWatchedToo) {
   Tensor x = from_vector<double>({1, 2}, Shape{1, 2});
   x.set_requires_grad();
