@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <limits>
 
 #include "autograd/graph.h"
 #include "kernels/error.h"
@@ -44,9 +45,10 @@ Tensor binary_scalar(BinaryOp op, const Tensor& a, double b, bool scalar_first) 
   return y;
 }
 
-// An integer tensor meets a number with a fraction as f32.
+// An integer tensor meets a number with a fraction, or one beyond all integers, as f32.
 Tensor promoted_for(const Tensor& x, double scalar) {
-  return is_floating(x.dtype()) || scalar == std::trunc(scalar) ? x : x.to(kF32);
+  const bool is_whole = scalar == std::trunc(scalar) && std::abs(scalar) < 0x1p63;
+  return is_floating(x.dtype()) || is_whole ? x : x.to(kF32);
 }
 
 // Both operands in their common dtype; conversions are recorded, so their gradients come back in the
@@ -138,14 +140,16 @@ Tensor divide(const Tensor& x, double b) {
 }
 
 // y = a/b:  db = −dy·a/b²
-Tensor divide(double a, const Tensor& b) {
+Tensor divide(double a, const Tensor& divisor) {
+  const Tensor b = promoted_for(divisor, a);
   return record(
       "divide", binary_scalar(BinaryOp::kDiv, b, a, true), {b},
       [a, b = saved(b)](const Tensor& dy, Needs) -> Grads { return {-(a * dy / (b.get() * b.get()))}; });
 }
 
 // dx = dy · n · xⁿ⁻¹
-Tensor pow(const Tensor& x, double exponent) {
+Tensor pow(const Tensor& base, double exponent) {
+  const Tensor x = promoted_for(base, exponent);
   return record("pow", binary_scalar(BinaryOp::kPow, x, exponent, false), {x},
                 [x = saved(x), exponent](const Tensor& dy, Needs) -> Grads {
                   if (exponent == 0.0) return {zeros_like(dy)};
@@ -177,9 +181,13 @@ Tensor minimum(const Tensor& a, const Tensor& b) {
   return extremum(BinaryOp::kMinimum, "minimum", false, a, b);
 }
 
-Tensor clamp(const Tensor& x, double low, double high) {
-  Tensor y = binary_scalar(BinaryOp::kMaximum, x, low, false);
-  elementwise(y).binary_scalar(BinaryOp::kMinimum, y.view(), high, false, y.mutable_view());
+Tensor clamp(const Tensor& values, double low, double high) {
+  // An infinite bound bounds nothing: integers stay what they are.
+  const bool has_low = low != -std::numeric_limits<double>::infinity();
+  const bool has_high = high != std::numeric_limits<double>::infinity();
+  const Tensor x = promoted_for(promoted_for(values, has_low ? low : 0.0), has_high ? high : 0.0);
+  Tensor y = has_low ? binary_scalar(BinaryOp::kMaximum, x, low, false) : x.detach().clone();
+  if (has_high) elementwise(y).binary_scalar(BinaryOp::kMinimum, y.view(), high, false, y.mutable_view());
   return record("clamp", y, {x}, [x = saved(x), low, high](const Tensor& dy, Needs) -> Grads {
     return {dy * logical_and(greater_equal(x.get(), low), less_equal(x.get(), high)).to(dy.dtype())};
   });

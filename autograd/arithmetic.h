@@ -16,15 +16,15 @@ namespace tessera {
 [[nodiscard]] Tensor divide(const Tensor& a, const Tensor& b);
 [[nodiscard]] Tensor add(const Tensor& a, double b);
 [[nodiscard]] Tensor multiply(const Tensor& a, double b);
-/// As in C++, an integer tensor over a whole number stays integer and truncates; over 2.5 it becomes f32.
+/// As in C++, integers over (or under) a whole number stay integers and truncate; over 2.5 they become f32.
 [[nodiscard]] Tensor divide(const Tensor& a, double b);
 [[nodiscard]] Tensor divide(double a, const Tensor& b);
-/// x^exponent; NaN for negative x with a fractional exponent.
+/// x^exponent; NaN for negative x with a fractional exponent. Integers stay so if it is whole.
 [[nodiscard]] Tensor pow(const Tensor& x, double exponent);
 /// The larger (smaller) of each pair; where both are equal, each gets half of the gradient.
 [[nodiscard]] Tensor maximum(const Tensor& a, const Tensor& b);
 [[nodiscard]] Tensor minimum(const Tensor& a, const Tensor& b);
-/// x cut to [low, high]; the gradient passes where x lies inside.
+/// x cut to [low, high]; the gradient passes where x lies inside. A fraction makes integers f32.
 [[nodiscard]] Tensor clamp(const Tensor& x, double low, double high);
 
 [[nodiscard]] inline Tensor operator+(const Tensor& a, const Tensor& b) { return add(a, b); }
