@@ -71,6 +71,19 @@ void accumulate_into_leaf(GradInfo& leaf, const Tensor& contribution) {
   }
 }
 
+// Runs hooks, each on what the one before made of the gradient.
+void run_hooks(const std::vector<GradHook>& hooks, Tensor& gradient) {
+  for (const GradHook& hook : hooks) {
+    Tensor replaced = hook(gradient);
+    if (!replaced.defined()) continue;
+    if (replaced.shape() != gradient.shape()) {
+      throw ShapeError(fmt::format("backward: a hook replaced a gradient {} by {}; they must have one shape",
+                                   describe(gradient), describe(replaced)));
+    }
+    gradient = std::move(replaced);
+  }
+}
+
 // Runs a node's closure; what it finds wrong with a saved value is told with the operation that saved it.
 Grads call_backward(const Node& node, std::span<const Tensor> dys, Needs needs) {
   const auto told = [&node](const Error& error) {
@@ -247,9 +260,7 @@ class BackwardPass {
       if (!last || !results_[&leaf].defined()) return finish_leaf(leaf, last);
       Tensor sum = results_[&leaf];
       results_.erase(&leaf);
-      for (const GradHook& hook : leaf.hooks) {
-        if (Tensor replaced = hook(sum); replaced.defined()) sum = replaced;
-      }
+      run_hooks(leaf.hooks, sum);
       accumulate_into_leaf(leaf, sum);
     } else if (gradient.defined()) {
       accumulate_into_leaf(leaf, gradient);
@@ -279,10 +290,7 @@ class BackwardPass {
     std::vector<Tensor> dys = std::move(pending_[node.get()]);
     pending_.erase(node.get());
     for (std::size_t i = 0; i < dys.size(); ++i) {
-      for (const GradHook& hook : node->outputs[i].hooks) {
-        if (!dys[i].defined()) break;
-        if (Tensor replaced = hook(dys[i]); replaced.defined()) dys[i] = replaced;
-      }
+      if (dys[i].defined()) run_hooks(node->outputs[i].hooks, dys[i]);
     }
     if (const auto found = wanted_outputs_.find(node.get()); found != wanted_outputs_.end()) {
       for (GradInfo* info : found->second) results_[info] = dys[static_cast<std::size_t>(info->output_index)];

@@ -157,7 +157,8 @@ struct Node {
 [[nodiscard]] GradInfo* grad_info(const Tensor& x);
 
 /// Calls `hook` with each gradient that a backward pass computes for `x` (of a leaf: the sum over its uses in
-/// that pass, before it is added to grad()). A defined result replaces the gradient.
+/// that pass, before it is added to grad()). A defined result replaces the gradient; another shape is a
+/// ShapeError of the pass.
 void register_hook(const Tensor& x, GradHook hook);
 
 /// Calls `hook` whenever a backward pass has added its last contribution to the gradient of the leaf `x`:

@@ -30,6 +30,18 @@ TEST(GradHook, OnAResultReplacesTheGradientThatGoesOn) {
   EXPECT_EQ(values(x.grad()), (Values{30, 30}));
 }
 
+// The kernels behind would read beyond the end of one or the other.
+TEST(GradHook, MayNotReplaceAGradientByOneOfAnotherShape) {
+  const auto three = [](const Tensor&) { return from_vector<double>({1, 2, 3}); };
+  for (const bool on_leaf : {true, false}) {
+    Tensor x = leaf({1, 2});
+    const Tensor y = x * 3.0;
+    register_hook(on_leaf ? x : y, three);
+    expect_error<ShapeError>([&] { sum(y).backward(); }, {"hook", "f64 [2]", "f64 [3]"});
+    EXPECT_FALSE(x.grad().defined());
+  }
+}
+
 TEST(GradHook, OnAResultSeesTheSumOverItsUses) {
   Tensor x = leaf({1});
   const Tensor y = x * 3.0;
