@@ -220,7 +220,7 @@ TEST(GradientTable, HasARowForEveryOperationInTheHeaders) {
   const std::set<std::string> without_gradient{"equal",         "less",        "less_equal",  "greater",
                                                "greater_equal", "logical_not", "logical_and", "logical_or",
                                                "argmax",        "argmin",      "any",         "all"};
-  // Not checked in f64 by differences: conversions have tests of their own in dtype_test.cpp.
+  // Not checked in f64 by differences: conversions_test.cpp compares them with what they must be.
   const std::set<std::string> elsewhere{"to"};
   const std::set<std::string> in_table = operations_in_table();
   const std::set<std::string> operations = operations_in_headers();
