@@ -1,7 +1,10 @@
 #include "dist/data_parallel.h"
 
+#include <fmt/format.h>
+
 #include "autograd/grad_mode.h"
 #include "autograd/graph.h"
+#include "kernels/error.h"
 #include "tensor/context.h"
 #include "tensor/create.h"
 
@@ -19,7 +22,9 @@ struct Place {
   Tensor parameter;
   std::size_t bucket;
   std::int64_t offset;
-  Tensor gradient{};  // the view of the bucket that is the parameter's gradient
+  std::string name;
+  Tensor gradient{};      // the view of the bucket that is the parameter's gradient
+  bool complete = false;  // in the pass that reduces
 };
 
 }  // namespace
@@ -57,8 +62,18 @@ struct DataParallel::State {
 
   void gradient_is_complete(std::size_t index) {
     if (!reducing) return;
-    attach(places[index]);
-    ++buckets[places[index].bucket].num_complete;
+    Place& place = places[index];
+    if (place.complete) {
+      throw AutogradError(
+          fmt::format("DataParallel: the gradient of '{}' was complete, and may be on its way to the other "
+                      "ranks, when another "
+                      "backward pass added to it; call wait() between, or reduce_in_next_backward(true) "
+                      "before the last pass only",
+                      place.name));
+    }
+    attach(place);
+    place.complete = true;
+    ++buckets[place.bucket].num_complete;
     while (num_started < buckets.size() &&
            buckets[num_started].num_complete == buckets[num_started].num_parameters)
       start_next();
@@ -76,12 +91,23 @@ struct DataParallel::State {
     if (!reducing) return;
     attach_all();
     while (num_started < buckets.size()) start_next();
-    for (Bucket& bucket : buckets) {
-      bucket.work.wait();
-      bucket.num_complete = 0;
-    }
+    for (Bucket& bucket : buckets) bucket.work.wait();
     num_started = 0;
     reducing = false;
+  }
+
+  // Also forgets what a pass that ended with an exception had counted.
+  void announce(bool reduce) {
+    if (num_started > 0) {
+      throw AutogradError(
+          "DataParallel: reduce_in_next_backward() was called while gradients are on their way to the other "
+          "ranks; "
+          "call wait() first");
+    }
+    attach_all();
+    for (Bucket& bucket : buckets) bucket.num_complete = 0;
+    for (Place& place : places) place.complete = false;
+    reducing = reduce && !buckets.empty();
   }
 };
 
@@ -103,7 +129,7 @@ DataParallel::DataParallel(const std::vector<std::pair<std::string, Tensor>>& pa
       sizes.push_back(0);
       dtypes.push_back(dtype);
     }
-    places.push_back({parameter, sizes.size() - 1, sizes.back()});
+    places.push_back({parameter, sizes.size() - 1, sizes.back(), it->first});
     sizes.back() += parameter.num_elements();
   }
   const CategoryScope category(MemoryCategory::kGradient);
@@ -127,10 +153,7 @@ DataParallel::DataParallel(const std::vector<std::pair<std::string, Tensor>>& pa
 
 DataParallel::~DataParallel() = default;
 
-void DataParallel::reduce_in_next_backward(bool reduce) {
-  state_->attach_all();
-  state_->reducing = reduce && !state_->buckets.empty();
-}
+void DataParallel::reduce_in_next_backward(bool reduce) { state_->announce(reduce); }
 
 void DataParallel::wait() { state_->wait(); }
 

@@ -39,7 +39,8 @@ struct DataParallelOptions {
 /// Cost      2(R−1)/R · bytes of all gradients sent by each rank and step, whatever the accumulation.
 /// Gradients May be zeroed, dropped or replaced between passes: what is there is moved into the bucket before
 ///           the next pass, or when it is complete.
-/// Errors    CommError as any collective.
+/// Errors    CommError as any collective. AutogradError if a backward pass adds to a gradient that an earlier
+///           one completed and wait() has not been called since: it may be half reduced.
 /// Threads   Of its rank.
 class DataParallel {
  public:

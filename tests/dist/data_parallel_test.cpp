@@ -12,6 +12,7 @@
 #include "autograd/graph.h"
 #include "autograd/ops.h"
 #include "dist/job.h"
+#include "kernels/error.h"
 #include "tensor/create.h"
 #include "tests/dist/training.h"
 
@@ -217,6 +218,54 @@ TEST(DataParallel, FindsGradientsThatWereDroppedOrReplaced) {
       }
     });
   }
+}
+
+// Gradients that are on their way to the other ranks must not be added to: the sums would be of no
+// pass at all.
+TEST(DataParallel, RefusesASecondPassBeforeWait) {
+  for (const std::int64_t bucket_bytes : {1, 1000}) {
+    run_thread_ranks(2, [&](Job& job) {
+      ThreeParameters p;
+      DataParallel parallel(p.named(), job.world(), {.bucket_bytes = bucket_bytes});
+      parallel.reduce_in_next_backward(true);
+      (sum(p.a) + sum(p.b)).backward();
+      sum(p.c).backward();    // of other parameters: the same pass in two parts
+      job.world().barrier();  // behind the reductions: they are over when it is
+      EXPECT_THROW(sum(p.a).backward(), AutogradError);
+      EXPECT_THROW(parallel.reduce_in_next_backward(true), AutogradError);
+      parallel.wait();
+      parallel.reduce_in_next_backward(true);
+      for (Tensor x : {p.a, p.b, p.c}) x.grad().zero();
+      ((sum(p.a) + sum(p.b) + sum(p.c)) * (job.rank() + 1.0)).backward();
+      parallel.wait();
+      for (const Tensor& x : {p.a, p.b, p.c}) expect_gradient(x, ThreeParameters::sum(1, 2), "after that");
+    });
+  }
+}
+
+// A pass that ended with an exception may be tried again: what it counted must not start a bucket too early.
+TEST(DataParallel, StartsAnewAfterAPassThatFailed) {
+  run_thread_ranks(2, [&](Job& job) {
+    ThreeParameters p;
+    DataParallel parallel(p.named(), job.world(), {.bucket_bytes = 1000});
+    bool fails = true;
+    register_hook(p.a, [&](const Tensor&) {
+      if (fails) throw std::runtime_error("no memory for one gradient");
+      return Tensor();
+    });
+    const auto pass = [&] {
+      Tensor y = sum(p.a) + sum(p.b);  // a first: its gradient comes last
+      (y * (job.rank() + 1.0) + sum(p.c) * (job.rank() + 1.0)).backward();
+    };
+    parallel.reduce_in_next_backward(true);
+    EXPECT_THROW(pass(), std::runtime_error);
+    fails = false;
+    for (Tensor x : {p.a, p.b, p.c}) x.set_grad({});
+    parallel.reduce_in_next_backward(true);
+    pass();
+    parallel.wait();
+    for (const Tensor& x : {p.a, p.b, p.c}) expect_gradient(x, ThreeParameters::sum(1, 2), "second try");
+  });
 }
 
 // Ranks take different paths: some parameters are used by one rank only, or by none. The calls match all the
