@@ -14,6 +14,7 @@
 #include <ctime>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -29,7 +30,7 @@ namespace {
 // A signal belongs to the process, and its handler can reach nothing else: the one mutable global of this
 // library.
 std::atomic<bool> stop_flag{false};
-std::atomic<std::int64_t> stop_time_ns{0};
+std::atomic<std::int64_t> stop_time_ns{0};  // of the first signal; 0: none has come
 static_assert(std::atomic<std::int64_t>::is_always_lock_free, "a signal handler must not take a lock");
 
 // mpiexec passes a Ctrl-C on to processes that already got it from the terminal: within this time it is one.
@@ -39,9 +40,12 @@ extern "C" void on_stop_signal(int signal_number) {
   timespec now{};
   clock_gettime(CLOCK_MONOTONIC, &now);
   const std::int64_t now_ns = static_cast<std::int64_t>(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
-  if (!stop_flag.exchange(true)) {
-    stop_time_ns = now_ns;
-  } else if (now_ns - stop_time_ns > kSameSignalNs) {
+  // The time before the flag: two threads may be in here at once, and the second must not take a missing
+  // time for one that is long past.
+  std::int64_t first_ns = 0;
+  if (stop_time_ns.compare_exchange_strong(first_ns, now_ns)) {
+    stop_flag = true;
+  } else if (now_ns - first_ns > kSameSignalNs) {
     std::signal(signal_number, SIG_DFL);
     std::raise(signal_number);
   }
@@ -53,6 +57,7 @@ class SignalScope {
   explicit SignalScope(bool enabled) : enabled_(enabled) {
     if (!enabled_) return;
     stop_flag = false;
+    stop_time_ns = 0;
     struct sigaction action {};
     action.sa_handler = on_stop_signal;
     action.sa_flags = SA_RESTART;
@@ -132,19 +137,21 @@ class ThreadRanks {
       tapes.push_back(std::make_shared<Tape>(options.tape_capacity));
     const auto world = make_thread_communicators(tapes, options.communication);
     const int threads = options.threads.value_or(std::max(1, available_cores() / num_ranks));
-    for (int rank = 0; rank < num_ranks; ++rank) {
-      threads_.emplace_back(
-          [this, rank, threads, &options, &program, communicator = world[static_cast<std::size_t>(rank)]] {
-            try {
-              run_rank(options, communicator, threads, program);
-            } catch (...) {
-              record(rank, *communicator, std::current_exception());
-            }
-            const std::lock_guard lock(mutex_);
-            ++num_ended_;
-            changed_.notify_all();
-          });
+    try {
+      for (int rank = 0; rank < num_ranks; ++rank) {
+        threads_.emplace_back(
+            [this, rank, threads, &options, &program, communicator = world[static_cast<std::size_t>(rank)]] {
+              if (all_exist()) run(rank, threads, options, program, communicator);
+            });
+      }
+    } catch (const std::system_error& error) {
+      let_start(Start::kNever);
+      for (std::thread& thread : threads_) thread.join();
+      throw Error(fmt::format(
+          "--ranks {}: the system refused thread {} of {}: {}; use fewer ranks, or raise `ulimit -u`",
+          num_ranks, threads_.size() + 1, num_ranks, error.what()));
     }
+    let_start(Start::kNow);
   }
 
   /// Waits for all ranks, at most `grace` longer than the first failure; true if all have ended.
@@ -169,6 +176,32 @@ class ThreadRanks {
   }
 
  private:
+  // No rank begins before all are there: a job that lacks one would only end in errors about it.
+  enum class Start { kNotYet, kNow, kNever };
+
+  void let_start(Start start) {
+    const std::lock_guard lock(mutex_);
+    start_ = start;
+    changed_.notify_all();
+  }
+  bool all_exist() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return start_ != Start::kNotYet; });
+    return start_ == Start::kNow;
+  }
+
+  void run(int rank, int threads, const JobOptions& options, const std::function<void(Job&)>& program,
+           const std::shared_ptr<Communicator>& communicator) {
+    try {
+      run_rank(options, communicator, threads, program);
+    } catch (...) {
+      record(rank, *communicator, std::current_exception());
+    }
+    const std::lock_guard lock(mutex_);
+    ++num_ended_;
+    changed_.notify_all();
+  }
+
   void record(int rank, Communicator& communicator, std::exception_ptr exception) {
     const Failure failure = describe_exception(exception);
     {
@@ -186,6 +219,7 @@ class ThreadRanks {
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
+  Start start_ = Start::kNotYet;
   std::exception_ptr first_;
   int first_rank_ = 0;
   bool first_is_echo_ = false;

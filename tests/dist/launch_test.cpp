@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -29,7 +30,7 @@ const char* name(Launcher launcher) {
 /// A job under way, in a process group of its own as a shell would give it.
 class RunningJob {
  public:
-  RunningJob(Launcher launcher, std::vector<std::string> arguments) {
+  RunningJob(Launcher launcher, std::vector<std::string> arguments, bool few_threads = false) {
     const std::string program =
         (std::filesystem::read_symlink("/proc/self/exe").parent_path() / "dist_ranks").string();
     std::vector<std::string> command;
@@ -46,6 +47,12 @@ class RunningJob {
     process_ = fork();
     if (process_ == 0) {
       setpgid(0, 0);
+      if (few_threads) {
+        const rlimit stack{.rlim_cur = rlim_t{512} << 20, .rlim_max = rlim_t{512} << 20};
+        const rlimit addresses{.rlim_cur = rlim_t{4} << 30, .rlim_max = rlim_t{4} << 30};
+        setrlimit(RLIMIT_STACK, &stack);
+        setrlimit(RLIMIT_AS, &addresses);
+      }
       dup2(output[1], STDOUT_FILENO);
       dup2(output[1], STDERR_FILENO);
       const int nothing = open("/dev/null", O_RDONLY);
@@ -289,6 +296,17 @@ TEST_P(Launched, RefusesImpossibleNumbersOfRanks) {
     EXPECT_EQ(job.wait(), 2) << job.output();
     EXPECT_GE(job.count(row.part), 1) << job.output();
   }
+}
+
+// Room for a few stacks of 512 MiB, but not for 32. Users meet the same with `ulimit -u`.
+TEST(Threads, TellWhenTheSystemHasNoneLeft) {
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "sanitizers need the addresses themselves";
+#endif
+  RunningJob job(Launcher::kAlone, {"--ranks", "32", "behaviours"}, /*few_threads=*/true);
+  EXPECT_EQ(job.wait(), 1) << job.output();
+  EXPECT_EQ(job.count("error: --ranks 32: the system refused thread "), 1) << job.output();
+  EXPECT_EQ(job.count("\n"), 1) << job.output();
 }
 
 TEST(Mpiexec, RefusesThreadsAsRanksBeside) {
