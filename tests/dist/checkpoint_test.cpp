@@ -5,6 +5,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/inotify.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -294,6 +295,28 @@ void kill_savers(const fs::path& folder, std::int64_t step_by, int keep) {
   }
   save_checkpoint(folder, checkpoint_of(1000000), 1);
   EXPECT_EQ(names_in(folder).size(), 2u) << "nothing is left of killed saves";
+}
+
+// Kills hardly ever fall between two renames, so their order is looked at: `latest` never names what is
+// not there.
+TEST(Checkpoint, NamesTheFolderBeforeLatestNamesIt) {
+  const TemporaryFolder folder;
+  save_checkpoint(folder.path(), checkpoint_of(1), 1);
+  const int events = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+  if (events < 0) GTEST_SKIP() << "no inotify here";
+  ASSERT_GE(inotify_add_watch(events, folder.path().c_str(), IN_MOVED_TO | IN_DELETE), 0);
+  save_checkpoint(folder.path(), checkpoint_of(2), 1);
+  std::vector<std::string> seen;
+  alignas(inotify_event) char buffer[16384];
+  for (ssize_t size; (size = read(events, buffer, sizeof(buffer))) > 0;) {
+    for (ssize_t at = 0; at < size;) {
+      const auto* event = reinterpret_cast<const inotify_event*>(buffer + at);
+      seen.push_back(std::string((event->mask & IN_DELETE) != 0 ? "gone: " : "") + event->name);
+      at += static_cast<ssize_t>(sizeof(inotify_event)) + event->len;
+    }
+  }
+  close(events);
+  EXPECT_EQ(seen, (std::vector<std::string>{"step-00000002", "latest", "gone: step-00000001"}));
 }
 
 TEST(Checkpoint, SurvivesKillsInTheMiddleOfSaves) {
