@@ -25,9 +25,9 @@ namespace tessera {
 namespace {
 
 // What GPT-2 small has: token and position embeddings, 12 blocks, a last LayerNorm. The head is tied.
-optim::NamedTensors gpt2_small_parameters(DType dtype) {
+NamedTensors gpt2_small_parameters(DType dtype) {
   constexpr std::int64_t kWidth = 768;
-  optim::NamedTensors parameters;
+  NamedTensors parameters;
   const auto add = [&](const std::string& name, const Shape& shape) {
     const CategoryScope category(MemoryCategory::kParameter);
     Tensor p = full(shape, 0.02, {.dtype = dtype});
@@ -61,7 +61,7 @@ optim::NamedTensors gpt2_small_parameters(DType dtype) {
 }
 
 void adamw_step(benchmark::State& state, DType dtype, int bytes_per_element) {
-  const optim::NamedTensors parameters = gpt2_small_parameters(dtype);
+  const NamedTensors parameters = gpt2_small_parameters(dtype);
   std::int64_t elements = 0;
   for (const auto& [name, p] : parameters) elements += p.num_elements();
   optim::AdamW optimizer(parameters, {.lr = 6e-4, .beta2 = 0.95, .weight_decay = 0.1},

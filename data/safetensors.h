@@ -12,8 +12,6 @@
 
 namespace tessera::data {
 
-/// Named tensors, in the order in which they are written.
-using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
 /// Free text beside the tensors.
 using Metadata = std::map<std::string, std::string>;
 

@@ -45,13 +45,13 @@ std::string content_hash(const Tensor& tensor) {
   return fmt::format("{:016x}", hash);
 }
 
-Json hashes(const data::NamedTensors& tensors) {
+Json hashes(const NamedTensors& tensors) {
   Json json = Json::object();
   for (const auto& [name, tensor] : tensors) json[name] = content_hash(tensor);
   return json;
 }
 
-void verify(const fs::path& file, const data::NamedTensors& tensors, const Json& expected) {
+void verify(const fs::path& file, const NamedTensors& tensors, const Json& expected) {
   if (tensors.size() != expected.size()) {
     throw DataError(fmt::format("checkpoint {}: holds {} tensors, and its index lists {}", file.string(),
                                 tensors.size(), expected.size()));

@@ -11,10 +11,10 @@ namespace tessera::dist {
 /// Everything that a training run needs to go on: logical tensors, whatever layout they had in memory. Random
 /// state is not in it: random numbers are functions of the seed and the step.
 struct Checkpoint {
-  std::int64_t step = 0;         ///< steps done
-  data::NamedTensors model;      ///< by dotted name
-  data::NamedTensors optimizer;  ///< by the optimizer's own names
-  data::Metadata metadata;       ///< the model's description and whatever else the program needs
+  std::int64_t step = 0;    ///< steps done
+  NamedTensors model;       ///< by dotted name
+  NamedTensors optimizer;   ///< by the optimizer's own names
+  data::Metadata metadata;  ///< the model's description and whatever else the program needs
 };
 
 /// Writes `checkpoint` to RUN/step-NNNNNNNN/: model.safetensors and optimizer.safetensors, readable by other

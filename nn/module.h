@@ -46,9 +46,6 @@ namespace tessera::nn {
 
 class Module;
 
-/// Dotted names and handles, in the order of registration.
-using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
-
 /// Sees, and may replace, the inputs of a module (before forward) or its outputs (after it).
 using ForwardHook = std::function<void(Module& module, std::span<Tensor> tensors)>;
 /// Sees the gradients of a module's outputs (before its backward pass) or of its inputs (after it); undefined

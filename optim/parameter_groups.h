@@ -20,9 +20,6 @@
 
 namespace tessera::optim {
 
-/// Names and tensors, as nn::Module::named_parameters() lists them.
-using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
-
 /// Settings of the parameters whose names match. What is not set comes from the optimizer's own
 /// configuration; a setting that the optimizer does not have (`momentum` of AdamW, `beta1` of SGD) is a
 /// ConfigError.

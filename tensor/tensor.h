@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "kernels/dtype.h"
@@ -171,6 +172,10 @@ namespace detail {
 /// True if `x` takes part in a graph and gradients are enabled: an operation on it must be recorded.
 [[nodiscard]] bool must_record(const Tensor& x);
 }  // namespace detail
+
+/// Handles under their names, in a fixed order: the parameters of a module by dotted name, what an optimizer
+/// or a checkpoint keeps.
+using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
 
 /// "f32 [2, 3]": for messages.
 [[nodiscard]] std::string describe(const Tensor& x);

@@ -43,7 +43,7 @@ void expect_whole(const Checkpoint& loaded, std::int64_t step, std::int64_t size
   const Checkpoint expected = checkpoint_of(step, size);
   EXPECT_EQ(loaded.step, step);
   EXPECT_EQ(loaded.metadata, expected.metadata);
-  const auto expect_equal = [](const data::NamedTensors& actual, const data::NamedTensors& wanted) {
+  const auto expect_equal = [](const NamedTensors& actual, const NamedTensors& wanted) {
     ASSERT_EQ(actual.size(), wanted.size());
     for (std::size_t i = 0; i < wanted.size(); ++i) {
       EXPECT_EQ(actual[i].first, wanted[i].first);

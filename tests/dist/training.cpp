@@ -47,7 +47,7 @@ Tensor sum_of_losses(nn::LanguageModel& model, int step, std::int64_t first, std
   return model.loss(from_vector(ids, shape), from_vector(targets, shape), Reduction::kSum);
 }
 
-std::vector<std::pair<std::string, std::vector<double>>> values_of(const nn::NamedTensors& tensors) {
+std::vector<std::pair<std::string, std::vector<double>>> values_of(const NamedTensors& tensors) {
   std::vector<std::pair<std::string, std::vector<double>>> values;
   for (const auto& [name, tensor] : tensors) values.emplace_back(name, tensor.to_vector<double>());
   return values;

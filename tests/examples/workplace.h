@@ -87,7 +87,7 @@ class Workplace : public ::testing::Test {
     return steps;
   }
   /// model.safetensors of the latest checkpoint.
-  [[nodiscard]] data::NamedTensors read_weights(const std::string& run_folder) const {
+  [[nodiscard]] NamedTensors read_weights(const std::string& run_folder) const {
     return data::SafetensorsFile::open(latest(run_folder) / "model.safetensors").read_all();
   }
   [[nodiscard]] std::filesystem::path latest(const std::string& run_folder) const {
@@ -109,7 +109,7 @@ class Workplace : public ::testing::Test {
 struct Difference {
   double largest = 0.0, scale = 0.0;
 };
-inline Difference difference(const data::NamedTensors& a, const data::NamedTensors& b) {
+inline Difference difference(const NamedTensors& a, const NamedTensors& b) {
   Difference result;
   EXPECT_EQ(a.size(), b.size());
   for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
