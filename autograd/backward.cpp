@@ -238,7 +238,7 @@ class BackwardPass {
       deliver_to_leaf(*info, gradient);
       return;
     }
-    // A wanted intermediate result is collected when its node is visited, or here if its node need not run.
+    // Its node is visited even if it need not run: a wanted intermediate result is collected there.
     auto& slots = pending_[info->producer.get()];
     if (slots.empty()) {
       slots.resize(info->producer->outputs.size());

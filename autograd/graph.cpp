@@ -38,6 +38,11 @@ std::shared_ptr<GradInfo> shared_info(const Tensor& x) {
 
 GradInfo* grad_info(const Tensor& x) { return static_cast<GradInfo*>(x.autograd_meta().get()); }
 
+DType gradient_dtype(const Tensor& x) {
+  const GradInfo* info = grad_info(x);
+  return info != nullptr && info->is_leaf() ? info->grad_dtype : x.dtype();
+}
+
 namespace detail {
 
 bool must_record(std::span<const std::reference_wrapper<const Tensor>> inputs) {

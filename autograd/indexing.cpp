@@ -56,11 +56,10 @@ Tensor embedding(const Tensor& table, const Tensor& ids) {
   indexing(table).embedding(table.view(), rows.view(), y.mutable_view());
   Shape y_shape = ids.shape();
   y_shape.push_back(table.dim(1));
-  const GradInfo* info = grad_info(table);
-  const DType grad_dtype = info != nullptr && info->is_leaf() ? info->grad_dtype : table.dtype();
   return record("embedding", y.reshape(y_shape), {table},
-                [rows = saved(rows), shape = table.shape(), grad_dtype](const Tensor& dy, Needs) -> Grads {
-                  Tensor dtable = zeros(shape, {.dtype = grad_dtype, .device = dy.device()});
+                [rows = saved(rows), shape = table.shape(), dtype = gradient_dtype(table)](const Tensor& dy,
+                                                                                           Needs) -> Grads {
+                  Tensor dtable = zeros(shape, {.dtype = dtype, .device = dy.device()});
                   const Tensor dy_rows = dy.contiguous().reshape({rows.get().dim(0), shape[1]});
                   indexing(dy).embedding_backward(dy_rows.view(), rows.get().view(), dtable.mutable_view());
                   return {dtable};

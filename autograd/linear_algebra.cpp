@@ -53,12 +53,6 @@ Tensor product(const Tensor& a, const Tensor& b, DType dtype, const Tensor& bias
   return y;
 }
 
-// The dtype in which gradients of a parameter are summed over uses and micro-batches.
-DType weight_gradient_dtype(const Tensor& weight) {
-  const GradInfo* info = grad_info(weight);
-  return info != nullptr && info->is_leaf() ? info->grad_dtype : weight.dtype();
-}
-
 }  // namespace
 
 Tensor matmul(const Tensor& a, const Tensor& b) {
@@ -115,27 +109,26 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   const Tensor y = product(rows, weight.detach().transpose(0, 1), x.dtype(), bias).reshape(y_shape);
 
   // With dy and x as rows [N, O] and [N, I]:  dx = dy·W,  dW = dyᵀ·x,  db = Σ_N dy
-  return record("linear", y, {x, weight, bias},
-                [x = saved_if(weight.requires_grad(), x), weight = saved_if(x.requires_grad(), weight),
-                 x_shape = x.shape(), inputs, outputs, weight_dtype = weight_gradient_dtype(weight),
-                 bias_dtype = bias.defined() ? weight_gradient_dtype(bias) : kF32](const Tensor& dy,
-                                                                                   Needs needs) -> Grads {
-                  const Tensor dy_rows = dy.reshape({detail::num_rows(dy.shape()), outputs});
-                  Grads grads(3);
-                  if (needs[0])
-                    grads[0] = product(dy_rows, weight.get().detach(), dy.dtype()).reshape(x_shape);
-                  if (needs[1]) {
-                    const Tensor x_rows = x.get().detach().reshape({dy_rows.dim(0), inputs});
-                    grads[1] = product(dy_rows.transpose(0, 1), x_rows, weight_dtype);
-                  }
-                  if (needs[2]) {
-                    grads[2] = empty({1, outputs}, {.dtype = bias_dtype, .device = dy.device()});
-                    kernels::of(dy.device().type)
-                        .reductions.reduce(kernels::ReduceOp::kSum, dy_rows.view(), grads[2].mutable_view());
-                    grads[2] = grads[2].reshape({outputs});
-                  }
-                  return grads;
-                });
+  return record(
+      "linear", y, {x, weight, bias},
+      [x = saved_if(weight.requires_grad(), x), weight = saved_if(x.requires_grad(), weight),
+       x_shape = x.shape(), inputs, outputs, weight_dtype = gradient_dtype(weight),
+       bias_dtype = bias.defined() ? gradient_dtype(bias) : kF32](const Tensor& dy, Needs needs) -> Grads {
+        const Tensor dy_rows = dy.reshape({detail::num_rows(dy.shape()), outputs});
+        Grads grads(3);
+        if (needs[0]) grads[0] = product(dy_rows, weight.get().detach(), dy.dtype()).reshape(x_shape);
+        if (needs[1]) {
+          const Tensor x_rows = x.get().detach().reshape({dy_rows.dim(0), inputs});
+          grads[1] = product(dy_rows.transpose(0, 1), x_rows, weight_dtype);
+        }
+        if (needs[2]) {
+          grads[2] = empty({1, outputs}, {.dtype = bias_dtype, .device = dy.device()});
+          kernels::of(dy.device().type)
+              .reductions.reduce(kernels::ReduceOp::kSum, dy_rows.view(), grads[2].mutable_view());
+          grads[2] = grads[2].reshape({outputs});
+        }
+        return grads;
+      });
 }
 
 }  // namespace tessera

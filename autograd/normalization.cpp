@@ -39,9 +39,7 @@ void check_row_parameter(const char* operation, const char* parameter, const Ten
 
 // A gradient [D] in the dtype in which the parameter accumulates.
 Tensor parameter_gradient(const Tensor& parameter) {
-  const GradInfo* info = grad_info(parameter);
-  const DType dtype = info != nullptr && info->is_leaf() ? info->grad_dtype : parameter.dtype();
-  return empty(parameter.shape(), {.dtype = dtype, .device = parameter.device()});
+  return empty(parameter.shape(), {.dtype = gradient_dtype(parameter), .device = parameter.device()});
 }
 
 Tensor softmax_along(const char* operation, const Tensor& x, int dim, bool log) {
