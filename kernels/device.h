@@ -8,7 +8,13 @@ namespace tessera {
 enum class DeviceType : std::uint8_t { kCpu, kMeta };
 
 [[nodiscard]] constexpr const char* name(DeviceType type) noexcept {
-  return type == DeviceType::kCpu ? "cpu" : "meta";
+  switch (type) {
+    case DeviceType::kCpu:
+      return "cpu";
+    case DeviceType::kMeta:
+      return "meta";
+  }
+  return "?";
 }
 
 }  // namespace tessera

@@ -34,6 +34,10 @@ Tensor Tensor::to(Device device) const {
         fmt::format("to: {} on meta has no data to copy to {}; materialise the module that owns it",
                     describe(*this), tessera::to_string(device)));
   }
+  if (device != meta) {
+    throw DeviceError(fmt::format("to: there is no way from {} to {} {}", tessera::to_string(this->device()),
+                                  tessera::to_string(device), device.index));
+  }
   return empty(shape(), {.dtype = dtype(), .device = device});
 }
 
