@@ -308,7 +308,7 @@ TEST(DataParallel, ReducesOncePerStepWhateverTheAccumulation) {
   });
 }
 
-// docs/dist.md, "What is sent": 2(R−1)/R · 4Ψ bytes by each rank and step on the average of the ranks;
+// docs/dist.md, "Data parallelism": 2(R−1)/R · 4Ψ bytes by each rank and step on the average of the ranks;
 // exactly 2(R−1) · 4Ψ by all. Buckets are not padded. The parameters are no multiple of any R, so ranks
 // differ by an element a bucket.
 TEST(DataParallel, SendsTwiceTheGradientsAndNotAByteMore) {
