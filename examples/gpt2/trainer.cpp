@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <sstream>
 #include <vector>
 
 #include "autograd/ops.h"
@@ -69,6 +70,21 @@ optim::LossScaler make_scaler(const dist::Config& config) {
                                .loss_scale_window = config.fp16.loss_scale_window,
                                .hysteresis = static_cast<int>(config.fp16.hysteresis),
                                .min_loss_scale = config.fp16.min_loss_scale});
+}
+
+// The state of loss scaling as a checkpoint's metadata keeps it, and back.
+std::string to_text(const optim::LossScaler::State& state) {
+  return fmt::format("{} {} {}", state.scale, state.steps_without_overflow, state.hysteresis_left);
+}
+
+optim::LossScaler::State loss_scale_from(const std::string& text) {
+  optim::LossScaler::State state;
+  std::istringstream in(text);
+  if (!(in >> state.scale >> state.steps_without_overflow >> state.hysteresis_left)) {
+    throw DataError(
+        fmt::format("--resume: the checkpoint's '{}' is '{}', not three numbers", kLossScaleKey, text));
+  }
+  return state;
 }
 
 }  // namespace
@@ -206,15 +222,16 @@ dist::Checkpoint Trainer::checkpoint() {
                        {kSeedKey, std::to_string(options_.job.seed)},
                        {kDTypeKey, name(options_.config.dtype)},
                        {kBatchKey, std::to_string(batch_.global)},
-                       {"loss_scale",
-                        fmt::format("{} {} {}", scaler_.state().scale, scaler_.state().steps_without_overflow,
-                                    scaler_.state().hysteresis_left)}}};
+                       {kLossScaleKey, to_text(scaler_.state())}}};
 }
 
 void Trainer::restore(const dist::Checkpoint& checkpoint) {
-  const auto require_equal = [&](const char* key, const std::string& ours, const char* what) {
+  const auto said = [&](const char* key) -> std::string {
     const auto found = checkpoint.metadata.find(key);
-    const std::string theirs = found == checkpoint.metadata.end() ? "nothing" : found->second;
+    return found == checkpoint.metadata.end() ? "nothing" : found->second;
+  };
+  const auto require_equal = [&](const char* key, const std::string& ours, const char* what) {
+    const std::string theirs = said(key);
     if (theirs != ours) {
       throw DataError(fmt::format("--resume: the checkpoint was made with {} '{}', but this run has '{}'",
                                   what, theirs, ours));
@@ -226,12 +243,7 @@ void Trainer::restore(const dist::Checkpoint& checkpoint) {
   require_equal(kSeedKey, std::to_string(options_.job.seed), "the seed");
   model_->load_state(checkpoint.model);
   optimizer_->load_state(checkpoint.optimizer);
-  if (options_.config.dtype == kF16) {
-    optim::LossScaler::State state;
-    std::sscanf(checkpoint.metadata.at("loss_scale").c_str(), "%lf %ld %d", &state.scale,
-                &state.steps_without_overflow, &state.hysteresis_left);
-    scaler_.load_state(state);
-  }
+  if (options_.config.dtype == kF16) scaler_.load_state(loss_scale_from(said(kLossScaleKey)));
   steps_done_ = checkpoint.step;
 }
 
