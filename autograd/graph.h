@@ -156,8 +156,8 @@ struct Node {
 /// The graph's data of `x`; null if it is in no graph.
 [[nodiscard]] GradInfo* grad_info(const Tensor& x);
 
-/// The dtype in which a gradient of `x` is to be computed: that in which a leaf sums over uses and passes (f32
-/// for 16-bit parameters), for all others x's own.
+/// The dtype in which a gradient of `x` is to be computed: that in which a leaf sums over uses and passes
+/// (f32 for 16-bit parameters), for all others x's own.
 [[nodiscard]] DType gradient_dtype(const Tensor& x);
 
 /// Calls `hook` with each gradient that a backward pass computes for `x` (of a leaf: the sum over its uses in
