@@ -25,7 +25,7 @@ namespace gpt2 {
 ///           while (trainer.steps_done() < options.steps) log.write(trainer.step());
 class Trainer {
  public:
-  /// `tokens` outlives this. A collective.
+  /// `options`, `job` and `tokens` outlive this. A collective.
   /// Errors   ConfigError, before any memory is taken: impossible sizes of batch, sequence or model;
   ///          DataError for a token file that is too short.
   Trainer(const TrainOptions& options, tessera::dist::Job& job, const tessera::data::TokenFile& tokens);
