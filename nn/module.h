@@ -48,8 +48,8 @@ class Module;
 
 /// Sees, and may replace, the inputs of a module (before forward) or its outputs (after it).
 using ForwardHook = std::function<void(Module& module, std::span<Tensor> tensors)>;
-/// Sees the gradients of a module's outputs (before its backward pass) or of its inputs (after it); undefined
-/// where no gradient came.
+/// Sees the gradients of a module's outputs (before its backward pass) or of its inputs (after it), one for
+/// each output or input in its order; undefined where no gradient came or none is wanted.
 using BackwardHook = std::function<void(Module& module, std::span<const Tensor> gradients)>;
 using HookId = std::uint64_t;
 

@@ -13,25 +13,29 @@
 namespace tessera::nn {
 namespace {
 
-// Puts one node behind those of `tensors` that are in a graph; `notify` sees their gradients.
+// Puts one node behind those of `tensors` that are in a graph; `notify` sees a gradient for each of `tensors`,
+// undefined for the others.
 void pass_through(const char* operation, std::span<Tensor> tensors,
                   std::function<void(std::span<const Tensor>)> notify) {
   std::vector<std::reference_wrapper<const Tensor>> inputs;
+  std::vector<std::size_t> positions;
   std::vector<Tensor> outputs;
-  for (const Tensor& x : tensors) {
-    if (!x.requires_grad()) continue;
-    inputs.emplace_back(x);
-    outputs.push_back(x.detach());
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    if (!tensors[i].requires_grad()) continue;
+    positions.push_back(i);
+    inputs.emplace_back(tensors[i]);
+    outputs.push_back(tensors[i].detach());
   }
   if (inputs.empty() || !RankContext::current().grad_enabled) return;
-  record_many(operation, outputs, inputs, [notify = std::move(notify)](std::span<const Tensor> dys, Needs) {
-    notify(dys);
-    return Grads(dys.begin(), dys.end());
-  });
-  std::size_t next = 0;
-  for (Tensor& x : tensors) {
-    if (x.requires_grad()) x = outputs[next++];
-  }
+  record_many(
+      operation, outputs, inputs,
+      [notify = std::move(notify), positions, count = tensors.size()](std::span<const Tensor> dys, Needs) {
+        std::vector<Tensor> gradients(count);
+        for (std::size_t i = 0; i < positions.size(); ++i) gradients[positions[i]] = dys[i];
+        notify(gradients);
+        return Grads(dys.begin(), dys.end());
+      });
+  for (std::size_t i = 0; i < positions.size(); ++i) tensors[positions[i]] = outputs[i];
 }
 
 template <class F>

@@ -172,6 +172,19 @@ TEST(Hooks, SeeBothInputsAndBothOutputsOfTheFusedNorm) {
   EXPECT_EQ(counts, (std::vector<std::size_t>{2, 2, 2, 2}));
 }
 
+TEST(Hooks, SeeTheGradientOfAnInputInItsPlace) {
+  LayerNorm norm(4);
+  std::vector<bool> defined;
+  norm.add_backward_hook([&](Module&, std::span<const Tensor> gradients) {
+    for (const Tensor& gradient : gradients) defined.push_back(gradient.defined());
+  });
+  Tensor residual = ones({2, 4});
+  residual.set_requires_grad();
+  const auto [total, normalized] = norm.add(ones({2, 4}), residual);
+  sum(total + normalized).backward();
+  EXPECT_EQ(defined, (std::vector<bool>{false, true})) << "x wants none, the residual has one";
+}
+
 TEST(Hooks, AroundAWholeModelSeeIdsAndLogits) {
   Gpt2 model({.vocab = 7, .context = 4, .layers = 1, .heads = 1, .width = 4});
   std::vector<Shape> shapes;
