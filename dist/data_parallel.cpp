@@ -111,7 +111,7 @@ struct DataParallel::State {
   }
 };
 
-DataParallel::DataParallel(const std::vector<std::pair<std::string, Tensor>>& parameters, Communicator& group,
+DataParallel::DataParallel(const NamedTensors& parameters, Communicator& group,
                            const DataParallelOptions& options)
     : state_(std::make_shared<State>(group)) {
   if (group.size() == 1) return;
@@ -122,7 +122,7 @@ DataParallel::DataParallel(const std::vector<std::pair<std::string, Tensor>>& pa
   for (auto it = parameters.rbegin(); it != parameters.rend(); ++it) {
     const Tensor& parameter = it->second;
     if (!parameter.requires_grad()) continue;
-    const DType dtype = grad_info(parameter)->grad_dtype;
+    const DType dtype = gradient_dtype(parameter);
     const std::int64_t bytes_so_far =
         sizes.empty() ? 0 : sizes.back() * static_cast<std::int64_t>(size_bytes(dtype));
     if (sizes.empty() || dtypes.back() != dtype || bytes_so_far >= options.bucket_bytes) {

@@ -45,8 +45,7 @@ struct DataParallelOptions {
 class DataParallel {
  public:
   /// `parameters` in the model's order, each once; `group` outlives this. With one rank nothing is changed.
-  DataParallel(const std::vector<std::pair<std::string, Tensor>>& parameters, Communicator& group,
-               const DataParallelOptions& options = {});
+  DataParallel(const NamedTensors& parameters, Communicator& group, const DataParallelOptions& options = {});
   ~DataParallel();
   DataParallel(const DataParallel&) = delete;
   DataParallel& operator=(const DataParallel&) = delete;

@@ -13,8 +13,8 @@
 namespace tessera::nn {
 namespace {
 
-// Puts one node behind those of `tensors` that are in a graph; `notify` sees a gradient for each of `tensors`,
-// undefined for the others.
+// Puts one node behind those of `tensors` that are in a graph; `notify` sees a gradient for each of
+// `tensors`, undefined for the others.
 void pass_through(const char* operation, std::span<Tensor> tensors,
                   std::function<void(std::span<const Tensor>)> notify) {
   std::vector<std::reference_wrapper<const Tensor>> inputs;

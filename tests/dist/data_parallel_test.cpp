@@ -150,9 +150,7 @@ INSTANTIATE_TEST_SUITE_P(Mutants, ParityCatches,
 struct ThreeParameters {
   Tensor a = parameter(5), b = parameter(3), c = parameter(4);
 
-  [[nodiscard]] std::vector<std::pair<std::string, Tensor>> named() const {
-    return {{"a", a}, {"b", b}, {"c", c}};
-  }
+  [[nodiscard]] NamedTensors named() const { return {{"a", a}, {"b", b}, {"c", c}}; }
   [[nodiscard]] static Tensor parameter(std::int64_t size) {
     Tensor p = ones({size}, {.dtype = kF64});
     p.set_requires_grad();
@@ -350,7 +348,7 @@ TEST(DataParallel, SendsTwiceTheGradientsAndNotAByteMore) {
 // their way already.
 TEST(DataParallel, StartsBucketsWhileBackwardRuns) {
   run_thread_ranks(2, [&](Job& job) {
-    std::vector<std::pair<std::string, Tensor>> parameters;
+    NamedTensors parameters;
     for (int i = 0; i < 6; ++i) parameters.emplace_back(std::to_string(i), ThreeParameters::parameter(8));
     DataParallel parallel(parameters, job.world(), {.bucket_bytes = 1});
     std::vector<std::size_t> calls_at_gradient(parameters.size());
