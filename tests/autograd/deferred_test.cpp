@@ -122,5 +122,24 @@ TEST(Deferred, WorksThroughCheckpoint) {
   EXPECT_EQ(run(true), run(false));
 }
 
+// exp(w) gives its part of the gradient at once, y · w only in the deferred part: the hook sees the sum.
+TEST(Deferred, AHookSeesTheSumOfWhatCameAtOnceAndWhatWasDeferred) {
+  Tensor x = from_vector<double>({1, 2}), w = from_vector<double>({0, 0});
+  x.set_requires_grad();
+  w.set_requires_grad();
+  std::vector<std::vector<double>> seen;
+  register_hook(w, [&](const Tensor& grad) {
+    seen.push_back(grad.to_vector<double>());
+    return Tensor();
+  });
+  const Tensor y = x * 3.0;
+  DeferredGradients deferred;
+  backward(sum(y * w + exp(w)), {}, {.deferred = &deferred});
+  EXPECT_TRUE(seen.empty());
+  deferred.run();
+  EXPECT_EQ(seen, (std::vector<std::vector<double>>{{4, 7}}));
+  EXPECT_EQ(w.grad().to_vector<double>(), (std::vector<double>{4, 7}));
+}
+
 }  // namespace
 }  // namespace tessera

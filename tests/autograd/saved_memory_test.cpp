@@ -151,5 +151,14 @@ TEST_F(SavedMemory, ClosuresComputeNothingThatNobodyAskedFor) {
   EXPECT_EQ(static_cast<std::int64_t>(context_.kernels.counts.flops - before), product);
 }
 
+// A part of a larger gradient would keep all of it, and look like a bucket that several share.
+TEST_F(SavedMemory, AGradientHoldsNoMoreThanItsOwnMemory) {
+  Tensor a = ones({3}, {.dtype = kF64});
+  a.set_requires_grad();
+  const Tensor parts[] = {a, ones({1000}, {.dtype = kF64})};
+  sum(square(concat(parts, 0))).backward();
+  EXPECT_EQ(a.grad().storage().size_bytes(), static_cast<std::size_t>(a.size_bytes()));
+}
+
 }  // namespace
 }  // namespace tessera
