@@ -34,7 +34,7 @@ void parse_or_exit(CLI::App& app, int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     std::ostringstream out, err;
     const int status = app.exit(error, out, err) == 0 ? 0 : 2;
-    if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) err << suggestion(app);
+    if (status != 0) err << suggestion(app);  // a required flag may be missing because it was misspelled
     if (tessera::dist::launch().rank == 0) {
       std::fputs(out.str().c_str(), stdout);
       std::fputs(err.str().c_str(), stderr);

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <charconv>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -143,7 +144,11 @@ std::string format_seconds(double seconds) {
 
 int terminal_width() {
   winsize size{};
-  return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+  if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
+  // Under mpiexec the output is a pipe: whoever knows the width may say it, as shells do.
+  const char* columns = std::getenv("COLUMNS");
+  const int width = columns == nullptr ? 0 : std::atoi(columns);
+  return width > 0 && width <= 1000 ? width : 80;
 }
 
 ProgressDisplay::ProgressDisplay(Progress kind, std::int64_t first_step, std::int64_t total_steps,
