@@ -145,7 +145,17 @@ void Board::advance(Lock& lock, const Exchange& target) {
     const int slice = front->next_slice++;
     ++front->running;
     lock.unlock();
-    run_slice(*front, slice);
+    try {
+      run_slice(*front, slice);
+    } catch (const std::exception& error) {
+      // Out of memory, say: no peer must wait for this slice.
+      lock.lock();
+      --front->running;
+      lock.unlock();
+      family_->fail(error.what());
+      lock.lock();
+      throw;
+    }
     lock.lock();
     --front->running;
     if (++front->done == front->num_slices) {
