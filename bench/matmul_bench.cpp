@@ -1,11 +1,11 @@
-// Matrix products of GPT-2's shapes, by oneDNN and by Tessera's own loops: which of the two kernels/cpu/matmul.cpp picks,
-// and what that is worth.
+// Matrix products of GPT-2's shapes, by oneDNN and by Tessera's own loops: which of the two
+// kernels/cpu/matmul.cpp picks, and what that is worth.
 //
 //   build/release/bin/matmul_bench [--benchmark_filter=f32] [--benchmark_repetitions=5]
 //
-// Each row is c [M, N] ← a [M, K] · b [N, K]ᵀ, as a linear layer computes it, on as many threads as there are cores; the rate
-// counts 2·M·N·K operations. "chosen" is what a program gets; "own" is what it gets with invariant products, and for f64
-// always, since oneDNN has no f64 on CPUs.
+// Each row is c [M, N] ← a [M, K] · b [N, K]ᵀ, as a linear layer computes it, on as many threads as there are
+// cores; the rate counts 2·M·N·K operations. "chosen" is what a program gets; "own" is what it gets with
+// invariant products, and for f64 always, since oneDNN has no f64 on CPUs.
 
 #include <benchmark/benchmark.h>
 

@@ -241,8 +241,8 @@ void Trainer::restore(const dist::Checkpoint& checkpoint) {
   require_equal(kVocabularyKey, hash_text(tokens_.info().vocabulary_hash), "the vocabulary");
   require_equal(kDTypeKey, name(options_.config.dtype), "the dtype");
   require_equal(kSeedKey, std::to_string(options_.job.seed), "the seed");
-  // The optimizer first: it may be of another kind and refuse, and then nothing must have changed. A model of the same
-  // description takes the weights.
+  // The optimizer first: it may be of another kind and refuse, and then nothing must have changed. A model
+  // of the same description takes the weights.
   optimizer_->load_state(checkpoint.optimizer);
   model_->load_state(checkpoint.model);
   if (options_.config.dtype == kF16) scaler_.load_state(loss_scale_from(said(kLossScaleKey)));
