@@ -209,6 +209,7 @@ class MpiOperation : public Operation {
 
   [[nodiscard]] MpiGroup& group() const noexcept { return *group_; }
   [[nodiscard]] const Call& call() const noexcept { return call_; }
+  [[nodiscard]] bool is_checked() const noexcept { return is_checked_; }
   void count_event() noexcept { ++group_->num_events; }
 
   [[noreturn]] void fail(const std::string& what) {
@@ -429,11 +430,15 @@ class SlicedReduction final : public MpiOperation {
         std::make_unique<CommunicationBuffer>(window * (R - 1) * std::min(piece_, slice_) * element_bytes_);
     slots_.resize(static_cast<std::size_t>(window));
     start_check();
-    for (Slot& slot : slots_) start_piece(slot);
+    if (is_checked()) start();
   }
 
  protected:
   bool progress() override {
+    // No piece is on its way before all ranks are known to make this call: a mismatch ends a rank and frees its
+    // buffers, and a peer that was just reading them would be killed by its transport.
+    if (!is_checked()) return false;
+    if (next_ == 0) start();
     // Oldest piece first: results are sent in order of pieces, as their receivers expect.
     while (oldest_ < num_pieces_) {
       bool moved = false;
@@ -471,6 +476,10 @@ class SlicedReduction final : public MpiOperation {
   struct Range {
     std::int64_t begin, count;
   };
+
+  void start() {
+    for (Slot& slot : slots_) start_piece(slot);
+  }
 
   /// Elements of the input that are piece `piece` of rank `owner`'s slice.
   [[nodiscard]] Range range_of(std::int64_t piece, int owner) const {
