@@ -435,8 +435,8 @@ class SlicedReduction final : public MpiOperation {
 
  protected:
   bool progress() override {
-    // No piece is on its way before all ranks are known to make this call: a mismatch ends a rank and frees its
-    // buffers, and a peer that was just reading them would be killed by its transport.
+    // No piece is on its way before all ranks are known to make this call: a mismatch ends a rank and frees
+    // its buffers, and a peer that was just reading them would be killed by its transport.
     if (!is_checked()) return false;
     if (next_ == 0) start();
     // Oldest piece first: results are sent in order of pieces, as their receivers expect.
