@@ -211,9 +211,9 @@ void fail(Job& job, std::string_view how) {
 
 int main(int argc, char** argv) {
   using namespace tessera;
-  // GCC 12's thread sanitizer loses a signal that comes while a thread waits for the first time of its life, as
-  // it then sets up what it keeps of signals. The tests send theirs when this program says "ready", just before
-  // it waits.
+  // GCC 12's thread sanitizer loses a signal that comes while a thread waits for the first time of its
+  // life, since it then sets up what it keeps of signals. The tests send theirs when this program says
+  // "ready", just before it waits.
   std::this_thread::sleep_for(std::chrono::nanoseconds(1));
   dist::JobOptions options;
   try {
