@@ -41,11 +41,6 @@ MeshAxis parse_axis(std::string_view word, std::string_view text) {
 
 }  // namespace
 
-const char* name(MeshAxis axis) noexcept {
-  constexpr std::array<const char*, kMeshAxes.size()> kNames{"pp", "dp", "cp", "ep", "tp"};
-  return kNames[static_cast<std::size_t>(axis)];
-}
-
 // --- Shape -------------------------------------------------------------------------------------------------
 
 MeshShape MeshShape::parse(std::string_view text) {

@@ -9,23 +9,9 @@
 #include <vector>
 
 #include "dist/communicator.h"
+#include "tensor/layout.h"
 
 namespace tessera::dist {
-
-/// The ways to cut a training run, from the outermost axis of a mesh to the innermost: the further in, the
-/// more its ranks say to each other, so the closer together they sit.
-enum class MeshAxis : std::uint8_t {
-  kPp,  ///< pipeline parallel: layers
-  kDp,  ///< data parallel: sequences of the batch
-  kCp,  ///< context parallel: tokens of a sequence
-  kEp,  ///< expert parallel: experts of a layer
-  kTp,  ///< tensor parallel: rows, columns and heads of a layer
-};
-inline constexpr std::array<MeshAxis, 5> kMeshAxes{MeshAxis::kPp, MeshAxis::kDp, MeshAxis::kCp, MeshAxis::kEp,
-                                                   MeshAxis::kTp};
-
-/// "pp", "dp", "cp", "ep", "tp".
-[[nodiscard]] const char* name(MeshAxis axis) noexcept;
 
 /// Sizes of the axes; 1 for one that is not there.
 ///

@@ -47,6 +47,7 @@ std::int64_t Tensor::offset() const { return impl().offset; }
 DType Tensor::dtype() const { return impl().dtype; }
 Device Tensor::device() const { return impl().storage.device(); }
 const Storage& Tensor::storage() const { return impl().storage; }
+const Layout& Tensor::layout() const { return impl().layout; }
 const std::shared_ptr<AutogradMeta>& Tensor::autograd_meta() const { return impl().autograd; }
 
 void Tensor::set_autograd_meta(std::shared_ptr<AutogradMeta> meta) {
@@ -54,13 +55,26 @@ void Tensor::set_autograd_meta(std::shared_ptr<AutogradMeta> meta) {
   impl_->autograd = std::move(meta);
 }
 
+Tensor& Tensor::set_layout(const Layout& layout) {
+  for (const MeshAxis axis : kMeshAxes) {
+    if (layout[axis].is_sharded() && layout[axis].dim() >= dims()) {
+      throw IndexError(fmt::format("set_layout: {} has no dimension {} that could be cut on {}",
+                                   describe(*this), layout[axis].dim(), name(axis)));
+    }
+  }
+  impl_->layout = layout;
+  return *this;
+}
+
 void Tensor::rebind(const Tensor& contents) {
   static_cast<void>(impl());  // checks
   if (!contents.defined()) throw ShapeError("rebind: the contents are an undefined tensor");
   if (contents.impl_ == impl_) return;
   std::shared_ptr<AutogradMeta> autograd = std::move(impl_->autograd);
+  const Layout layout = impl_->layout;
   *impl_ = *contents.impl_;
   impl_->autograd = std::move(autograd);
+  impl_->layout = layout;
 }
 
 std::int64_t Tensor::size_bytes() const {

@@ -15,6 +15,7 @@
 #include "kernels/view.h"
 #include "tensor/autograd_meta.h"
 #include "tensor/device.h"
+#include "tensor/layout.h"
 #include "tensor/shape.h"
 #include "tensor/storage.h"
 
@@ -52,6 +53,13 @@ class Tensor {
   [[nodiscard]] std::int64_t size_bytes() const;
   [[nodiscard]] bool is_contiguous() const;
   [[nodiscard]] const Storage& storage() const;
+
+  // --- Ranks -----------------------------------------------------------------------------------------------
+  /// How this tensor lies on the ranks of a mesh: I everywhere unless somebody says otherwise.
+  [[nodiscard]] const Layout& layout() const;
+  /// Says what this handle (and its copies) is a part of; moves nothing. IndexError for S(d) of a dimension
+  /// that is not there. Returns itself.
+  Tensor& set_layout(const Layout& layout);
 
   // --- Elements --------------------------------------------------------------------------------------------
   /// First element, for reading. Errors: DTypeError if T is not the dtype, StorageError if dropped,
@@ -148,9 +156,9 @@ class Tensor {
   /// storage exists, so that an operation may take the memory over.
   [[nodiscard]] bool is_unshared() const noexcept;
   /// Makes this handle and every copy of it denote the elements of `contents`: its storage, shape, strides
-  /// and dtype. The place in autograd stays, but for the gradient, which must be dropped first if shape,
-  /// dtype or device change. Views made earlier keep the old elements. How a parameter moves from meta to
-  /// memory, or changes its dtype, while everything that refers to it goes on doing so. ShapeError if
+  /// and dtype. The place in autograd and the layout stay, but for the gradient, which must be dropped first if
+  /// shape, dtype or device change. Views made earlier keep the old elements. How a parameter moves from meta
+  /// to memory, or changes its dtype, while everything that refers to it goes on doing so. ShapeError if
   /// `contents` is undefined.
   void rebind(const Tensor& contents);
   /// True if both are handles of one tensor (not merely of one storage).

@@ -12,6 +12,7 @@ struct Tensor::Impl {
   Strides strides;
   std::int64_t offset = 0;
   DType dtype = kF32;
+  Layout layout;
   std::shared_ptr<AutogradMeta> autograd;
 };
 
