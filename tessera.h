@@ -24,6 +24,7 @@
 #include "optim/clip.h"
 #include "optim/loss_scale.h"
 #include "optim/parameter_groups.h"
+#include "optim/piece_exchange.h"
 #include "optim/schedule.h"
 #include "optim/sgd.h"
 #include "tensor/context.h"
