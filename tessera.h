@@ -7,6 +7,7 @@
 #include "autograd/checkpoint.h"
 #include "autograd/grad_check.h"
 #include "autograd/grad_mode.h"
+#include "autograd/layout_rules.h"
 #include "autograd/ops.h"
 #include "data/prepare.h"
 #include "data/safetensors.h"

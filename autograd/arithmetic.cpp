@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "autograd/graph.h"
+#include "autograd/layout_rules.h"
 #include "kernels/error.h"
 #include "kernels/kernels.h"
 #include "tensor/broadcast.h"
@@ -64,24 +65,27 @@ struct Promoted {
 
 Tensor compare(CompareOp op, const char* name, const Tensor& left, const Tensor& right) {
   check_devices(name, left, right);
+  const Layout layout = layout_rules::nonlinear(name, {{"a", left}, {"b", right}});
   const auto [a, b] = Promoted(left.detach(), right.detach());
   const Shape shape = broadcast_shapes(name, a.shape(), b.shape());
   Tensor y = empty(shape, {.dtype = kBool, .device = a.device()});
   elementwise(y).compare(op, broadcast_to(a, shape).view(), broadcast_to(b, shape).view(), y.mutable_view());
-  return y;
+  return laid_out(y, layout);
 }
 
-Tensor compare(CompareOp op, const Tensor& a, double b) {
+Tensor compare(CompareOp op, const char* name, const Tensor& a, double b) {
+  const Layout layout = layout_rules::nonlinear(name, {{"x", a}});
   Tensor y = empty(a.shape(), {.dtype = kBool, .device = a.device()});
   elementwise(y).compare_scalar(op, a.view(), b, y.mutable_view());
-  return y;
+  return laid_out(y, layout);
 }
 
 }  // namespace
 
 Tensor add(const Tensor& left, const Tensor& right) {
+  const Layout layout = layout_rules::sum("add", {{"a", left}, {"b", right}});
   const auto [a, b] = Promoted(left, right);
-  return record("add", binary(BinaryOp::kAdd, "add", a, b), {a, b},
+  return record("add", laid_out(binary(BinaryOp::kAdd, "add", a, b), layout), {a, b},
                 [a_shape = a.shape(), b_shape = b.shape()](const Tensor& dy, Needs needs) -> Grads {
                   return {needs[0] ? sum_to_shape(dy, a_shape) : Tensor(),
                           needs[1] ? sum_to_shape(dy, b_shape) : Tensor()};
@@ -89,8 +93,9 @@ Tensor add(const Tensor& left, const Tensor& right) {
 }
 
 Tensor subtract(const Tensor& left, const Tensor& right) {
+  const Layout layout = layout_rules::sum("subtract", {{"a", left}, {"b", right}});
   const auto [a, b] = Promoted(left, right);
-  return record("subtract", binary(BinaryOp::kSub, "subtract", a, b), {a, b},
+  return record("subtract", laid_out(binary(BinaryOp::kSub, "subtract", a, b), layout), {a, b},
                 [a_shape = a.shape(), b_shape = b.shape()](const Tensor& dy, Needs needs) -> Grads {
                   return {needs[0] ? sum_to_shape(dy, a_shape) : Tensor(),
                           needs[1] ? -sum_to_shape(dy, b_shape) : Tensor()};
@@ -99,8 +104,9 @@ Tensor subtract(const Tensor& left, const Tensor& right) {
 
 // y = a·b:  da = dy·b,  db = dy·a
 Tensor multiply(const Tensor& left, const Tensor& right) {
+  const Layout layout = layout_rules::product("multiply", {{"a", left}, {"b", right}});
   const auto [a, b] = Promoted(left, right);
-  return record("multiply", binary(BinaryOp::kMul, "multiply", a, b), {a, b},
+  return record("multiply", laid_out(binary(BinaryOp::kMul, "multiply", a, b), layout), {a, b},
                 [a = saved_if(b.requires_grad(), a), b = saved_if(a.requires_grad(), b), a_shape = a.shape(),
                  b_shape = b.shape()](const Tensor& dy, Needs needs) -> Grads {
                   return {needs[0] ? sum_to_shape(dy * b.get(), a_shape) : Tensor(),
@@ -110,8 +116,9 @@ Tensor multiply(const Tensor& left, const Tensor& right) {
 
 // y = a/b:  da = dy/b,  db = −dy·a/b²
 Tensor divide(const Tensor& left, const Tensor& right) {
+  const Layout layout = layout_rules::quotient("divide", {{"a", left}, {"b", right}});
   const auto [a, b] = Promoted(left, right);
-  return record("divide", binary(BinaryOp::kDiv, "divide", a, b), {a, b},
+  return record("divide", laid_out(binary(BinaryOp::kDiv, "divide", a, b), layout), {a, b},
                 [a = saved_if(b.requires_grad(), a), b = saved(b), a_shape = a.shape(), b_shape = b.shape()](
                     const Tensor& dy, Needs needs) -> Grads {
                   const Tensor da = dy / b.get();
@@ -120,37 +127,41 @@ Tensor divide(const Tensor& left, const Tensor& right) {
                 });
 }
 
+// A number is added once, so not to the parts of a sum.
 Tensor add(const Tensor& x, double b) {
+  const Layout layout = layout_rules::nonlinear("add", {{"x", x}});
   const Tensor a = promoted_for(x, b);
-  return record("add", binary_scalar(BinaryOp::kAdd, a, b, false), {a},
+  return record("add", laid_out(binary_scalar(BinaryOp::kAdd, a, b, false), layout), {a},
                 [](const Tensor& dy, Needs) -> Grads { return {dy}; });
 }
 
 Tensor multiply(const Tensor& x, double b) {
   const Tensor a = promoted_for(x, b);
-  return record("multiply", binary_scalar(BinaryOp::kMul, a, b, false), {a},
-                [b](const Tensor& dy, Needs) -> Grads { return {dy * b}; });
+  return record("multiply", laid_out(binary_scalar(BinaryOp::kMul, a, b, false), layout_rules::linear(x)),
+                {a}, [b](const Tensor& dy, Needs) -> Grads { return {dy * b}; });
 }
 
 // Not a · (1/b): that rounds twice, and 49/49 would not be 1.
 Tensor divide(const Tensor& x, double b) {
   const Tensor a = promoted_for(x, b);
-  return record("divide", binary_scalar(BinaryOp::kDiv, a, b, false), {a},
+  return record("divide", laid_out(binary_scalar(BinaryOp::kDiv, a, b, false), layout_rules::linear(x)), {a},
                 [b](const Tensor& dy, Needs) -> Grads { return {dy / b}; });
 }
 
 // y = a/b:  db = −dy·a/b²
 Tensor divide(double a, const Tensor& divisor) {
+  const Layout layout = layout_rules::nonlinear("divide", {{"divisor", divisor}});
   const Tensor b = promoted_for(divisor, a);
   return record(
-      "divide", binary_scalar(BinaryOp::kDiv, b, a, true), {b},
+      "divide", laid_out(binary_scalar(BinaryOp::kDiv, b, a, true), layout), {b},
       [a, b = saved(b)](const Tensor& dy, Needs) -> Grads { return {-(a * dy / (b.get() * b.get()))}; });
 }
 
 // dx = dy · n · xⁿ⁻¹
 Tensor pow(const Tensor& base, double exponent) {
+  const Layout layout = layout_rules::nonlinear("pow", {{"x", base}});
   const Tensor x = promoted_for(base, exponent);
-  return record("pow", binary_scalar(BinaryOp::kPow, x, exponent, false), {x},
+  return record("pow", laid_out(binary_scalar(BinaryOp::kPow, x, exponent, false), layout), {x},
                 [x = saved(x), exponent](const Tensor& dy, Needs) -> Grads {
                   if (exponent == 0.0) return {zeros_like(dy)};
                   return {dy * (exponent * pow(x.get(), exponent - 1.0))};
@@ -161,8 +172,9 @@ namespace {
 
 // The gradient goes to the chosen operand, half to each of equals.
 Tensor extremum(BinaryOp op, const char* name, bool larger, const Tensor& left, const Tensor& right) {
+  const Layout layout = layout_rules::nonlinear(name, {{"a", left}, {"b", right}});
   const auto [a, b] = Promoted(left, right);
-  return record(name, binary(op, name, a, b), {a, b},
+  return record(name, laid_out(binary(op, name, a, b), layout), {a, b},
                 [a = saved(a), b = saved(b), larger](const Tensor& dy, Needs needs) -> Grads {
                   const Tensor ties = equal(a.get(), b.get()).to(dy.dtype()) * 0.5;
                   const Tensor a_wins =
@@ -182,45 +194,51 @@ Tensor minimum(const Tensor& a, const Tensor& b) {
 }
 
 Tensor clamp(const Tensor& values, double low, double high) {
+  const Layout layout = layout_rules::nonlinear("clamp", {{"x", values}});
   // An infinite bound bounds nothing: integers stay what they are.
   const bool has_low = low != -std::numeric_limits<double>::infinity();
   const bool has_high = high != std::numeric_limits<double>::infinity();
   const Tensor x = promoted_for(promoted_for(values, has_low ? low : 0.0), has_high ? high : 0.0);
   Tensor y = has_low ? binary_scalar(BinaryOp::kMaximum, x, low, false) : x.detach().clone();
   if (has_high) elementwise(y).binary_scalar(BinaryOp::kMinimum, y.view(), high, false, y.mutable_view());
-  return record("clamp", y, {x}, [x = saved(x), low, high](const Tensor& dy, Needs) -> Grads {
-    return {dy * logical_and(greater_equal(x.get(), low), less_equal(x.get(), high)).to(dy.dtype())};
-  });
+  return record(
+      "clamp", laid_out(y, layout), {x}, [x = saved(x), low, high](const Tensor& dy, Needs) -> Grads {
+        return {dy * logical_and(greater_equal(x.get(), low), less_equal(x.get(), high)).to(dy.dtype())};
+      });
 }
 
 Tensor equal(const Tensor& a, const Tensor& b) { return compare(CompareOp::kEq, "equal", a, b); }
 Tensor less(const Tensor& a, const Tensor& b) { return compare(CompareOp::kLt, "less", a, b); }
 Tensor less_equal(const Tensor& a, const Tensor& b) { return compare(CompareOp::kLe, "less_equal", a, b); }
-Tensor equal(const Tensor& a, double b) { return compare(CompareOp::kEq, a, b); }
-Tensor less(const Tensor& a, double b) { return compare(CompareOp::kLt, a, b); }
-Tensor less_equal(const Tensor& a, double b) { return compare(CompareOp::kLe, a, b); }
-Tensor greater(const Tensor& a, double b) { return compare(CompareOp::kGt, a, b); }
-Tensor greater_equal(const Tensor& a, double b) { return compare(CompareOp::kGe, a, b); }
+Tensor equal(const Tensor& a, double b) { return compare(CompareOp::kEq, "equal", a, b); }
+Tensor less(const Tensor& a, double b) { return compare(CompareOp::kLt, "less", a, b); }
+Tensor less_equal(const Tensor& a, double b) { return compare(CompareOp::kLe, "less_equal", a, b); }
+Tensor greater(const Tensor& a, double b) { return compare(CompareOp::kGt, "greater", a, b); }
+Tensor greater_equal(const Tensor& a, double b) { return compare(CompareOp::kGe, "greater_equal", a, b); }
 
 Tensor logical_not(const Tensor& x) {
   const Tensor condition = x.detach().to(kBool);
   Tensor y = empty_like(condition);
   elementwise(y).unary(kernels::UnaryOp::kNot, condition.view(), y.mutable_view());
-  return y;
+  return laid_out(y, layout_rules::nonlinear("logical_not", {{"x", x}}));
 }
 
 Tensor logical_and(const Tensor& a, const Tensor& b) {
-  return binary(BinaryOp::kAnd, "logical_and", a.detach().to(kBool), b.detach().to(kBool));
+  const Layout layout = layout_rules::nonlinear("logical_and", {{"a", a}, {"b", b}});
+  return laid_out(binary(BinaryOp::kAnd, "logical_and", a.detach().to(kBool), b.detach().to(kBool)), layout);
 }
 
 Tensor logical_or(const Tensor& a, const Tensor& b) {
-  return binary(BinaryOp::kOr, "logical_or", a.detach().to(kBool), b.detach().to(kBool));
+  const Layout layout = layout_rules::nonlinear("logical_or", {{"a", a}, {"b", b}});
+  return laid_out(binary(BinaryOp::kOr, "logical_or", a.detach().to(kBool), b.detach().to(kBool)), layout);
 }
 
 Tensor where(const Tensor& condition, const Tensor& left, const Tensor& right) {
   if (condition.dtype() != kBool) {
     throw DTypeError(fmt::format("where: the condition must be bool, but it is {}", describe(condition)));
   }
+  const Layout layout =
+      layout_rules::nonlinear("where", {{"condition", condition}, {"a", left}, {"b", right}});
   check_devices("where", left, right);
   check_devices("where", condition, left);
   const auto [a, b] = Promoted(left, right);
@@ -229,7 +247,7 @@ Tensor where(const Tensor& condition, const Tensor& left, const Tensor& right) {
   Tensor y = empty(shape, {.dtype = a.dtype(), .device = a.device()});
   elementwise(y).where(broadcast_to(condition, shape).view(), broadcast_to(a, shape).view(),
                        broadcast_to(b, shape).view(), y.mutable_view());
-  return record("where", y, {a, b},
+  return record("where", laid_out(y, layout), {a, b},
                 [condition = saved(condition), a_shape = a.shape(), b_shape = b.shape()](
                     const Tensor& dy, Needs needs) -> Grads {
                   const Tensor zero = zeros({}, {.dtype = dy.dtype(), .device = dy.device()});

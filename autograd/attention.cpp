@@ -6,6 +6,7 @@
 
 #include "autograd/graph.h"
 #include "autograd/kernel_layouts.h"
+#include "autograd/layout_rules.h"
 #include "kernels/error.h"
 #include "kernels/kernels.h"
 #include "tensor/create.h"
@@ -67,9 +68,10 @@ struct Forward {
 // P is made again tile by tile from the saved log-sum-exp.
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionConfig& config) {
   check_shapes(q, k, v);
+  const Layout layout = layout_rules::attention("attention", q, k, v);
   const kernels::AttentionOptions options = kernel_options(config, q, k);
   const Forward forward(with_unit_stride(q), with_unit_stride(k), with_unit_stride(v), options);
-  return record("attention", forward.o, {q, k, v},
+  return record("attention", laid_out(forward.o, layout), {q, k, v},
                 [q = saved(q), k = saved(k), v = saved(v), o = saved_output(forward.o), lse = forward.lse,
                  options](const Tensor& dy, Needs) -> Grads {
                   const Tensor q1 = with_unit_stride(q.get());
@@ -107,12 +109,13 @@ Tensor attention_packed(const Tensor& qkv, std::int64_t query_heads, std::int64_
         fmt::format("attention_packed: qkv must be [B, T, (H + 2G)·K] with H = {} and G = {}, but it is {}",
                     query_heads, key_heads, describe(qkv)));
   }
+  const Layout layout = layout_rules::attention("attention", qkv, qkv, qkv);
   const Unpacked parts(qkv.detach().contiguous(), query_heads, key_heads);
   check_shapes(parts.q, parts.k, parts.v);
   const kernels::AttentionOptions options = kernel_options(config, parts.q, parts.k);
   const Forward forward(parts.q, parts.k, parts.v, options);
   const Tensor y = forward.o.reshape({qkv.dim(0), qkv.dim(1), query_heads * parts.q.dim(3)});
-  return record("attention", y, {qkv},
+  return record("attention", laid_out(y, layout), {qkv},
                 [qkv = saved(qkv), o = saved_output(forward.o), lse = forward.lse, options, query_heads,
                  key_heads](const Tensor& dy, Needs) -> Grads {
                   const Unpacked in(qkv.get().detach().contiguous(), query_heads, key_heads);

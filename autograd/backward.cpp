@@ -117,6 +117,7 @@ class BackwardPass {
 
   void run(std::span<const Tensor> roots, std::span<const Tensor> gradients) {
     const NoGrad no_grad;
+    const LayoutChecks no_layout_checks(false);
     for (const Tensor& root : roots) {
       if (!root.requires_grad()) {
         throw AutogradError(fmt::format("backward: {} does not depend on any tensor that requires gradients",
@@ -147,6 +148,7 @@ class BackwardPass {
   static void run_deferred(std::vector<DeferredGradients::Task> tasks,
                            std::vector<DeferredGradients::PartialSum> partial_sums) {
     const NoGrad no_grad;
+    const LayoutChecks no_layout_checks(false);
     const BackwardOptions options;
     BackwardPass pass(options);
     for (auto& [leaf, sum] : partial_sums) add_to(pass.results_[leaf.get()], std::exchange(sum, Tensor()));

@@ -81,25 +81,26 @@ Tensor checkpoint(std::function<Tensor(std::span<const Tensor>)> function, std::
   const std::vector<Tensor> leaves(graph_inputs.begin() + static_cast<std::ptrdiff_t>(inputs.size()),
                                    graph_inputs.end());
   const RankContext& context = RankContext::current();
-  detail::attach(
-      "checkpoint", std::span(&y, 1), references,
-      [function = std::move(function), saved_inputs = std::move(saved_inputs), leaves, step = context.step,
-       sample_offset = context.sample_offset](std::span<const Tensor> dys, Needs needs) -> Grads {
-        const EnableGrad enable_grad;
-        const ReplayScope replay(step, sample_offset);
-        std::vector<Tensor> again;
-        for (std::size_t i = 0; i < saved_inputs.size(); ++i) {
-          again.push_back(saved_inputs[i].get().detach());
-          if (needs[i]) again.back().set_requires_grad();
-        }
-        const Tensor result = function(again);
-        // Undefined stands for what nobody asks for now: the weights' part may be deferred.
-        std::vector<Tensor> wanted = again;
-        for (std::size_t i = 0; i < leaves.size(); ++i)
-          wanted.push_back(needs[again.size() + i] ? leaves[i] : Tensor());
-        if (!result.requires_grad()) return {};
-        return detail::gradients_up_to(std::span(&result, 1), dys, wanted);
-      });
+  detail::attach("checkpoint", std::span(&y, 1), references,
+                 [function = std::move(function), saved_inputs = std::move(saved_inputs), leaves,
+                  step = context.step, sample_offset = context.sample_offset,
+                  check_layouts = context.check_layouts](std::span<const Tensor> dys, Needs needs) -> Grads {
+                   const EnableGrad enable_grad;
+                   const LayoutChecks layout_checks(check_layouts);
+                   const ReplayScope replay(step, sample_offset);
+                   std::vector<Tensor> again;
+                   for (std::size_t i = 0; i < saved_inputs.size(); ++i) {
+                     again.push_back(saved_inputs[i].get().detach());
+                     if (needs[i]) again.back().set_requires_grad();
+                   }
+                   const Tensor result = function(again);
+                   // Undefined stands for what nobody asks for now: the weights' part may be deferred.
+                   std::vector<Tensor> wanted = again;
+                   for (std::size_t i = 0; i < leaves.size(); ++i)
+                     wanted.push_back(needs[again.size() + i] ? leaves[i] : Tensor());
+                   if (!result.requires_grad()) return {};
+                   return detail::gradients_up_to(std::span(&result, 1), dys, wanted);
+                 });
   return y;
 }
 

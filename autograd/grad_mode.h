@@ -31,4 +31,19 @@ class EnableGrad {
   bool previous_;
 };
 
+/// Whether operations in the scope compute and check layouts (autograd/layout_rules.h); results of those that
+/// do not are I everywhere. Off inside of backward passes, on again in recomputed forward passes.
+class LayoutChecks {
+ public:
+  explicit LayoutChecks(bool on) : previous_(RankContext::current().check_layouts) {
+    RankContext::current().check_layouts = on;
+  }
+  ~LayoutChecks() { RankContext::current().check_layouts = previous_; }
+  LayoutChecks(const LayoutChecks&) = delete;
+  LayoutChecks& operator=(const LayoutChecks&) = delete;
+
+ private:
+  bool previous_;
+};
+
 }  // namespace tessera

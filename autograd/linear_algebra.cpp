@@ -4,6 +4,7 @@
 
 #include "autograd/graph.h"
 #include "autograd/kernel_layouts.h"
+#include "autograd/layout_rules.h"
 #include "kernels/error.h"
 #include "kernels/kernels.h"
 #include "tensor/broadcast.h"
@@ -70,15 +71,16 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
                     to_string(a.shape()), to_string(b.shape()), a.dim(-1), b.dim(-2),
                     transposed_fits ? "; did you mean b.transpose(-2, -1)?" : ""));
   }
+  const Layout layout = layout_rules::contraction("matmul", {"a", a}, {"b", b}, /*b_transposed=*/false);
   if (b.dims() == 2 && a.dims() > 2) {
     // One tall product: db is then one product too, instead of one for each batch and a sum.
     Shape y_shape = a.shape();
     y_shape[-1] = b.dim(1);
-    return matmul(a.reshape({detail::num_rows(a.shape()), a.dim(-1)}), b).reshape(y_shape);
+    return matmul(a.reshape({detail::num_rows(a.shape()), a.dim(-1)}), b).reshape(y_shape).set_layout(layout);
   }
   // y = a·b:  da = dy·bᵀ,  db = aᵀ·dy
   return record(
-      "matmul", product(a, b, a.dtype()), {a, b},
+      "matmul", laid_out(product(a, b, a.dtype()), layout), {a, b},
       [a = saved_if(b.requires_grad(), a), b = saved_if(a.requires_grad(), b), a_shape = a.shape(),
        b_shape = b.shape()](const Tensor& dy, Needs needs) -> Grads {
         Grads grads(2);
@@ -101,6 +103,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
     throw ShapeError(fmt::format("linear: bias must be {} {}, but it is {}", name(weight.dtype()),
                                  to_string(Shape{weight.dim(0)}), describe(bias)));
   }
+  const Layout layout = layout_rules::linear_layer("linear", {"x", x}, {"weight", weight}, bias);
   const std::int64_t inputs = weight.dim(1);
   const std::int64_t outputs = weight.dim(0);
   const Tensor rows = x.detach().reshape({detail::num_rows(x.shape()), inputs});
@@ -110,7 +113,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
 
   // With dy and x as rows [N, O] and [N, I]:  dx = dy·W,  dW = dyᵀ·x,  db = Σ_N dy
   return record(
-      "linear", y, {x, weight, bias},
+      "linear", laid_out(y, layout), {x, weight, bias},
       [x = saved_if(weight.requires_grad(), x), weight = saved_if(x.requires_grad(), weight),
        x_shape = x.shape(), inputs, outputs, weight_dtype = gradient_dtype(weight),
        bias_dtype = bias.defined() ? gradient_dtype(bias) : kF32](const Tensor& dy, Needs needs) -> Grads {

@@ -7,6 +7,7 @@
 
 #include "autograd/arithmetic.h"
 #include "autograd/graph.h"
+#include "autograd/layout_rules.h"
 #include "autograd/math.h"
 #include "autograd/reductions.h"
 #include "kernels/error.h"
@@ -44,18 +45,18 @@ Tensor row_losses(const Tensor& logits, const Tensor& targets, const kernels::Cr
   Tensor lse = empty_like(losses);
   loss_kernels(logits).cross_entropy(logits.view(), targets.view(), options, losses.mutable_view(),
                                      lse.mutable_view());
-  return record("cross_entropy", losses, {logits},
-                [logits = saved(logits), targets = saved(targets), lse, options](const Tensor& dy,
-                                                                                 Needs needs) -> Grads {
-                  // Nobody but this closure sees the logits any more: their memory becomes the gradient's.
-                  const bool sole_owner = needs.may_overwrite_saved() && logits.get().is_unshared();
-                  Tensor dlogits = sole_owner ? logits.get().detach() : empty_like(logits.get());
-                  const kernels::ConstView logits_view = logits.get().view();
-                  loss_kernels(dy).cross_entropy_backward(dy.contiguous().view(), logits_view,
-                                                          targets.get().view(), lse.view(), options,
-                                                          dlogits.mutable_view());
-                  return {dlogits};
-                });
+  return record(
+      "cross_entropy", laid_out(losses, layout_rules::row_losses("cross_entropy", logits, targets)), {logits},
+      [logits = saved(logits), targets = saved(targets), lse, options](const Tensor& dy,
+                                                                       Needs needs) -> Grads {
+        // Nobody but this closure sees the logits any more: their memory becomes the gradient's.
+        const bool sole_owner = needs.may_overwrite_saved() && logits.get().is_unshared();
+        Tensor dlogits = sole_owner ? logits.get().detach() : empty_like(logits.get());
+        const kernels::ConstView logits_view = logits.get().view();
+        loss_kernels(dy).cross_entropy_backward(dy.contiguous().view(), logits_view, targets.get().view(),
+                                                lse.view(), options, dlogits.mutable_view());
+        return {dlogits};
+      });
 }
 
 }  // namespace
@@ -74,12 +75,15 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& targets, const CrossEnt
     throw ShapeError(fmt::format("cross_entropy: label_smoothing must lie in [0, 1], but it is {}",
                                  config.label_smoothing));
   }
+  const Layout layout = layout_rules::row_losses("cross_entropy", logits, targets);
   const std::int64_t rows = targets.num_elements();
   Tensor losses =
       row_losses(logits.reshape({rows, logits.dim(-1)}).contiguous(), targets.contiguous().reshape({rows}),
                  {.ignore_index = config.ignore_index, .label_smoothing = config.label_smoothing});
-  if (config.reduction == Reduction::kNone) return losses.reshape(expected);
+  if (config.reduction == Reduction::kNone) return losses.reshape(expected).set_layout(layout);
   if (config.reduction == Reduction::kSum) return sum(losses);
+  static_cast<void>(
+      layout_rules::reduction("cross_entropy's mean", losses, {}, layout_rules::Reduced::kMean));
   // The count is data, so on meta, where there is none, every target counts.
   const double counted =
       targets.device() == meta

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "autograd/graph.h"
+#include "autograd/layout_rules.h"
 #include "kernels/error.h"
 #include "kernels/kernels.h"
 #include "tensor/create.h"
@@ -19,9 +20,10 @@ Tensor unary(UnaryOp op, const char* name, const Tensor& x) {
     throw DTypeError(
         fmt::format("{}: needs a floating dtype, but came {}; convert it with to()", name, describe(x)));
   }
+  const Layout layout = layout_rules::nonlinear(name, {{"x", x}});
   Tensor y = empty_like(x);
   kernels::of(x.device().type).elementwise.unary(op, x.view(), y.mutable_view());
-  return record(name, y, {x}, [op, x = saved(x)](const Tensor& dy, Needs) -> Grads {
+  return record(name, laid_out(y, layout), {x}, [op, x = saved(x)](const Tensor& dy, Needs) -> Grads {
     Tensor dx = empty_like(dy);
     kernels::of(dy.device().type)
         .elementwise.unary_backward(op, x.get().view(), dy.view(), dx.mutable_view());

@@ -4,6 +4,7 @@
 
 #include "autograd/graph.h"
 #include "autograd/kernel_layouts.h"
+#include "autograd/layout_rules.h"
 #include "kernels/error.h"
 #include "kernels/kernels.h"
 #include "tensor/create.h"
@@ -46,14 +47,17 @@ Tensor softmax_along(const char* operation, const Tensor& x, int dim, bool log) 
   check_floating(operation, x);
   dim = x.shape().normalize(dim);
   if (dim != x.dims() - 1) return softmax_along(operation, x.transpose(dim, -1), -1, log).transpose(dim, -1);
+  const Layout layout = layout_rules::along(operation, x, dim, /*is_linear=*/false);
   Tensor y = empty_like(x);
   normalization(x).softmax(with_unit_stride(x).view(), log, y.mutable_view());
   //   softmax: dx = y·(dy − Σ dy·y),   log: dx = dy − eʸ·Σ dy
-  return record(operation, y, {x}, [y = saved_output(y), log](const Tensor& dy, Needs) -> Grads {
-    Tensor dx = empty_like(dy);
-    normalization(dy).softmax_backward(y.get().view(), with_unit_stride(dy).view(), log, dx.mutable_view());
-    return {dx};
-  });
+  return record(operation, laid_out(y, layout), {x},
+                [y = saved_output(y), log](const Tensor& dy, Needs) -> Grads {
+                  Tensor dx = empty_like(dy);
+                  normalization(dy).softmax_backward(y.get().view(), with_unit_stride(dy).view(), log,
+                                                     dx.mutable_view());
+                  return {dx};
+                });
 }
 
 }  // namespace
@@ -95,6 +99,7 @@ Tensor layer_norm(const Tensor& x, const Tensor& gain, const Tensor& bias, doubl
   check_floating("layer_norm", x);
   check_row_parameter("layer_norm", "gain", gain, x);
   if (bias.defined()) check_row_parameter("layer_norm", "bias", bias, x);
+  const Layout layout = layout_rules::rows("layer_norm", {{"x", x}, {"gain", gain}, {"bias", bias}});
   const Tensor rows = as_rows(x);
   Tensor y = empty(rows.shape(), {.dtype = x.dtype(), .device = x.device()});
   Tensor mean = row_statistic(rows);
@@ -103,7 +108,7 @@ Tensor layer_norm(const Tensor& x, const Tensor& gain, const Tensor& bias, doubl
                               view_or_null(side_by_side(bias)), epsilon, y.mutable_view(),
                               mean.mutable_view(), inv_std.mutable_view());
   return record(
-      "layer_norm", y.reshape(x.shape()), {x, gain, bias},
+      "layer_norm", laid_out(y.reshape(x.shape()), layout), {x, gain, bias},
       [x = saved(x), gain = saved(gain), bias, mean, inv_std](const Tensor& dy, Needs needs) -> Grads {
         LayerNormGrads g(dy, x.get(), gain.get(), bias, mean, inv_std, needs[0], needs[1], needs[2]);
         return {g.dx, g.dgain, g.dbias};
@@ -119,6 +124,9 @@ ResidualNorm add_layer_norm(const Tensor& x, const Tensor& residual, const Tenso
   }
   check_row_parameter("add_layer_norm", "gain", gain, x);
   if (bias.defined()) check_row_parameter("add_layer_norm", "bias", bias, x);
+  const Layout sum_layout = layout_rules::sum("add_layer_norm", {{"x", x}, {"residual", residual}});
+  const Layout layout = layout_rules::rows(
+      "add_layer_norm", {{"x", x}, {"residual", residual}, {"gain", gain}, {"bias", bias}});
   const Tensor rows = as_rows(x);
   Tensor sum_rows = empty(rows.shape(), {.dtype = x.dtype(), .device = x.device()});
   Tensor y_rows = empty_like(sum_rows);
@@ -132,7 +140,8 @@ ResidualNorm add_layer_norm(const Tensor& x, const Tensor& residual, const Tenso
                               mean.mutable_view(), inv_std.mutable_view());
 
   // The sum goes on along the residual stream and into the norm: d(x) = d(residual) = dsum + dx of the norm.
-  Tensor outputs[] = {sum_rows.reshape(x.shape()), y_rows.reshape(x.shape())};
+  Tensor outputs[] = {laid_out(sum_rows.reshape(x.shape()), sum_layout),
+                      laid_out(y_rows.reshape(x.shape()), layout)};
   record_many("add_layer_norm", outputs, {x, residual, gain, bias},
               [sum = saved_output(outputs[0]), gain = saved(gain), bias, mean, inv_std](
                   std::span<const Tensor> dys, Needs needs) -> Grads {
@@ -148,6 +157,7 @@ ResidualNorm add_layer_norm(const Tensor& x, const Tensor& residual, const Tenso
 Tensor rms_norm(const Tensor& x, const Tensor& gain, double epsilon) {
   check_floating("rms_norm", x);
   check_row_parameter("rms_norm", "gain", gain, x);
+  const Layout layout = layout_rules::rows("rms_norm", {{"x", x}, {"gain", gain}});
   const Tensor rows = as_rows(x);
   Tensor y = empty(rows.shape(), {.dtype = x.dtype(), .device = x.device()});
   Tensor inv_rms = row_statistic(rows);
@@ -155,7 +165,7 @@ Tensor rms_norm(const Tensor& x, const Tensor& gain, double epsilon) {
                             inv_rms.mutable_view());
 
   // With g = dy·gain and n = x·inv_rms:  dx = inv_rms·(g − n·mean(g·n)),  dgain = Σ dy·n
-  return record("rms_norm", y.reshape(x.shape()), {x, gain},
+  return record("rms_norm", laid_out(y.reshape(x.shape()), layout), {x, gain},
                 [x = saved(x), gain = saved(gain), inv_rms](const Tensor& dy, Needs needs) -> Grads {
                   const Tensor dy_rows = as_rows(dy);
                   Tensor dx, dgain;
@@ -184,7 +194,8 @@ Tensor dropout(const Tensor& x, double p, const kernels::RandomKey& key, std::in
                                   view);
     return result;
   };
-  return record("dropout", apply(x), {x}, [apply](const Tensor& dy, Needs) -> Grads { return {apply(dy)}; });
+  return record("dropout", laid_out(apply(x), layout_rules::linear(x)), {x},
+                [apply](const Tensor& dy, Needs) -> Grads { return {apply(dy)}; });
 }
 
 Tensor rotary(const Tensor& x, const Tensor& cosine, const Tensor& sine) {
@@ -196,11 +207,12 @@ Tensor rotary(const Tensor& x, const Tensor& cosine, const Tensor& sine) {
         fmt::format("rotary: x [B, T, H, K] needs cosine and sine [T, K/2] in {}, but they are {}, {} and {}",
                     name(accumulation_dtype(x.dtype())), describe(x), describe(cosine), describe(sine)));
   }
+  const Layout layout = layout_rules::along("rotary", x, 3, /*is_linear=*/true);
   Tensor y = empty_like(x);
   normalization(x).rotary(with_unit_stride(x).view(), with_unit_stride(cosine).view(),
                           with_unit_stride(sine).view(), /*inverse=*/false, y.mutable_view());
   // A rotation's adjoint is the rotation back.
-  return record("rotary", y, {x},
+  return record("rotary", laid_out(y, layout), {x},
                 [cosine = saved(cosine), sine = saved(sine)](const Tensor& dy, Needs) -> Grads {
                   Tensor dx = empty_like(dy);
                   normalization(dy).rotary(with_unit_stride(dy).view(), with_unit_stride(cosine.get()).view(),

@@ -5,6 +5,7 @@
 #include "autograd/arithmetic.h"
 #include "autograd/graph.h"
 #include "autograd/kernel_layouts.h"
+#include "autograd/layout_rules.h"
 #include "autograd/math.h"
 #include "kernels/error.h"
 #include "kernels/kernels.h"
@@ -15,6 +16,7 @@ namespace tessera {
 namespace {
 
 using kernels::ReduceOp;
+using layout_rules::Reduced;
 
 // `kept` has size 1 in the reduced dimensions, `squeezed` lacks them.
 struct ReducedShapes {
@@ -47,13 +49,15 @@ Tensor extremum(ReduceOp op, const char* name, const Tensor& x, const Over& over
   if (shapes.count == 0) {
     throw ShapeError(fmt::format("{}: {} has no elements to choose from", name, describe(x)));
   }
+  const Layout layout = layout_rules::reduction(name, x, over, Reduced::kOther);
   const Tensor kept = reduce(op, x, shapes.kept, x.dtype());
   const Tensor y = kept.reshape(shapes.squeezed);
-  return record(name, y, {x}, [x = saved(x), kept = saved_output(kept)](const Tensor& dy, Needs) -> Grads {
-    const Tensor chosen = equal(x.get(), kept.get()).to(dy.dtype());
-    const Tensor ties = sum_to_shape(chosen, kept.get().shape());
-    return {chosen * (dy.reshape(kept.get().shape()) / ties)};
-  });
+  return record(name, laid_out(y, layout), {x},
+                [x = saved(x), kept = saved_output(kept)](const Tensor& dy, Needs) -> Grads {
+                  const Tensor chosen = equal(x.get(), kept.get()).to(dy.dtype());
+                  const Tensor ties = sum_to_shape(chosen, kept.get().shape());
+                  return {chosen * (dy.reshape(kept.get().shape()) / ties)};
+                });
 }
 
 Tensor arg_reduce(bool largest, const char* name, const Tensor& x, int dim) {
@@ -62,9 +66,10 @@ Tensor arg_reduce(bool largest, const char* name, const Tensor& x, int dim) {
     throw ShapeError(fmt::format("{}: dimension {} of {} is empty", name, dim, describe(x)));
   Shape kept = x.shape();
   kept[dim] = 1;
+  const Layout layout = layout_rules::reduction(name, x, {.dims = {dim}}, Reduced::kOther);
   Tensor y = empty(kept, {.dtype = kI64, .device = x.device()});
   kernels::of(x.device().type).reductions.arg_reduce(largest, x.view(), dim, y.mutable_view());
-  return y.squeeze(dim);
+  return laid_out(y.squeeze(dim), layout);
 }
 
 }  // namespace
@@ -73,10 +78,12 @@ Tensor arg_reduce(bool largest, const char* name, const Tensor& x, int dim) {
 Tensor sum(const Tensor& x, const Over& over) {
   if (!is_floating(x.dtype()) && x.dtype() != kI64) return sum(x.to(kI64), over);
   const ReducedShapes shapes(x.shape(), over);
+  const Layout layout = layout_rules::reduction("sum", x, over, Reduced::kSum);
   const Tensor y = reduce(ReduceOp::kSum, x, shapes.kept, x.dtype()).reshape(shapes.squeezed);
-  return record("sum", y, {x}, [kept = shapes.kept, shape = x.shape()](const Tensor& dy, Needs) -> Grads {
-    return {dy.reshape(kept).expand(shape)};
-  });
+  return record("sum", laid_out(y, layout), {x},
+                [kept = shapes.kept, shape = x.shape()](const Tensor& dy, Needs) -> Grads {
+                  return {dy.reshape(kept).expand(shape)};
+                });
 }
 
 // dx = dy / n, repeated
@@ -86,9 +93,10 @@ Tensor mean(const Tensor& x, const Over& over) {
         fmt::format("mean: needs a floating dtype, but came {}; convert it with to()", describe(x)));
   }
   const ReducedShapes shapes(x.shape(), over);
+  const Layout layout = layout_rules::reduction("mean", x, over, Reduced::kMean);
   const Tensor y = reduce(ReduceOp::kMean, x, shapes.kept, x.dtype()).reshape(shapes.squeezed);
   return record(
-      "mean", y, {x},
+      "mean", laid_out(y, layout), {x},
       [kept = shapes.kept, shape = x.shape(), count = shapes.count](const Tensor& dy, Needs) -> Grads {
         return {(dy * (1.0 / static_cast<double>(count))).reshape(kept).expand(shape)};
       });
@@ -123,7 +131,8 @@ Tensor cumsum(const Tensor& x, int dim) {
   }
   dim = x.shape().normalize(dim);
   if (dim != x.dims() - 1) return cumsum(x.transpose(dim, -1), -1).transpose(dim, -1);
-  return record("cumsum", running_sum(x, /*reverse=*/false), {x},
+  const Layout layout = layout_rules::along("cumsum", x, dim, /*is_linear=*/true);
+  return record("cumsum", laid_out(running_sum(x, /*reverse=*/false), layout), {x},
                 [](const Tensor& dy, Needs) -> Grads { return {running_sum(dy, /*reverse=*/true)}; });
 }
 
@@ -132,12 +141,16 @@ Tensor argmin(const Tensor& x, int dim) { return arg_reduce(false, "argmin", x, 
 
 Tensor any(const Tensor& x, const Over& over) {
   const ReducedShapes shapes(x.shape(), over);
-  return reduce(ReduceOp::kAny, x.detach().to(kBool), shapes.kept, kBool).reshape(shapes.squeezed);
+  const Layout layout = layout_rules::reduction("any", x, over, Reduced::kOther);
+  return laid_out(reduce(ReduceOp::kAny, x.detach().to(kBool), shapes.kept, kBool).reshape(shapes.squeezed),
+                  layout);
 }
 
 Tensor all(const Tensor& x, const Over& over) {
   const ReducedShapes shapes(x.shape(), over);
-  return reduce(ReduceOp::kAll, x.detach().to(kBool), shapes.kept, kBool).reshape(shapes.squeezed);
+  const Layout layout = layout_rules::reduction("all", x, over, Reduced::kOther);
+  return laid_out(reduce(ReduceOp::kAll, x.detach().to(kBool), shapes.kept, kBool).reshape(shapes.squeezed),
+                  layout);
 }
 
 }  // namespace tessera

@@ -39,6 +39,12 @@ class DeviceError : public Error {
   using Error::Error;
 };
 
+/// Tensors whose layouts over the ranks of a mesh do not fit an operation: a partial sum in front of a
+/// non-linear one, a missing collective. Names the operation, the layouts, and what is missing.
+class LayoutError : public Error {
+  using Error::Error;
+};
+
 /// An index outside its range: an element, a token id, a class label.
 class IndexError : public Error {
   using Error::Error;

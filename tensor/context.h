@@ -59,6 +59,7 @@ class RankContext {
   std::int64_t sample_offset = 0;
 
   bool grad_enabled = true;                               ///< see autograd/grad_mode.h
+  bool check_layouts = true;                              ///< see autograd/layout_rules.h
   std::uint64_t next_graph_sequence = 0;                  ///< number of the next recorded operation
   LeafTracker* leaf_tracker = nullptr;                    ///< set while recomputation runs its first forward
   MemoryCategory category = MemoryCategory::kActivation;  ///< of storages made now; see CategoryScope

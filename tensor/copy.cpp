@@ -12,6 +12,7 @@ namespace {
 
 Tensor copied(const char* operation, const Tensor& x, DType dtype) {
   Tensor y = empty(x.shape(), {.dtype = dtype, .device = x.device()});
+  y.set_layout(x.layout());
   kernels::of(x.device().type).elementwise.copy(x.view(), y.mutable_view());
   if (detail::must_record(x) && is_floating(dtype)) {
     x.autograd_meta()->record(operation, x, y, [from = x.dtype()](const Tensor& dy) { return dy.to(from); });
@@ -38,7 +39,7 @@ Tensor Tensor::to(Device device) const {
     throw DeviceError(fmt::format("to: there is no way from {} to {} {}", tessera::to_string(this->device()),
                                   tessera::to_string(device), device.index));
   }
-  return empty(shape(), {.dtype = dtype(), .device = device});
+  return empty(shape(), {.dtype = dtype(), .device = device}).set_layout(layout());
 }
 
 }  // namespace tessera

@@ -11,10 +11,14 @@ const char* name(MeshAxis axis) noexcept {
 
 std::string to_string(const AxisLayout& on_axis) {
   switch (on_axis.kind()) {
-    case AxisLayout::Kind::kInvariant: return "I";
-    case AxisLayout::Kind::kReplicated: return "R";
-    case AxisLayout::Kind::kPartial: return "P";
-    case AxisLayout::Kind::kSharded: break;
+    case AxisLayout::Kind::kInvariant:
+      return "I";
+    case AxisLayout::Kind::kReplicated:
+      return "R";
+    case AxisLayout::Kind::kPartial:
+      return "P";
+    case AxisLayout::Kind::kSharded:
+      break;
   }
   return fmt::format("S({}{})", on_axis.dim(), on_axis.in_order() ? "" : ", out of order");
 }

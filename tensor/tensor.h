@@ -156,9 +156,9 @@ class Tensor {
   /// storage exists, so that an operation may take the memory over.
   [[nodiscard]] bool is_unshared() const noexcept;
   /// Makes this handle and every copy of it denote the elements of `contents`: its storage, shape, strides
-  /// and dtype. The place in autograd and the layout stay, but for the gradient, which must be dropped first if
-  /// shape, dtype or device change. Views made earlier keep the old elements. How a parameter moves from meta
-  /// to memory, or changes its dtype, while everything that refers to it goes on doing so. ShapeError if
+  /// and dtype. The place in autograd and the layout stay, but for the gradient, which must be dropped first
+  /// if shape, dtype or device change. Views made earlier keep the old elements. How a parameter moves from
+  /// meta to memory, or changes its dtype, while everything that refers to it goes on doing so. ShapeError if
   /// `contents` is undefined.
   void rebind(const Tensor& contents);
   /// True if both are handles of one tensor (not merely of one storage).

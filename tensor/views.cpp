@@ -9,6 +9,7 @@
 
 #include "kernels/error.h"
 #include "tensor/broadcast.h"
+#include "tensor/context.h"
 #include "tensor/create.h"
 #include "tensor/tensor_impl.h"
 
@@ -21,6 +22,50 @@ Tensor recorded(const char* operation, const Tensor& input, Tensor output, F&& b
   if (detail::must_record(input))
     input.autograd_meta()->record(operation, input, output, std::forward<F>(backward));
   return output;
+}
+
+// --- Layouts over ranks: where a view puts a dimension that is cut -----------------------------------------
+
+// The layout of a view in which dimension d has become `moved(d)`; what is not cut stays as it is.
+template <class F>
+Layout moved(const Tensor& x, F&& new_place) {
+  Layout layout = x.layout();
+  if (layout.is_invariant()) return layout;
+  if (!RankContext::current().check_layouts) return {};
+  for (const MeshAxis axis : kMeshAxes) {
+    if (layout[axis].is_sharded()) layout = layout.with(axis, new_place(axis, layout[axis]));
+  }
+  return layout;
+}
+
+AxisLayout moved_to(const AxisLayout& from, int dim) { return AxisLayout::sharded(dim, from.in_order()); }
+
+[[noreturn]] void refuse(const char* operation, const Tensor& x, MeshAxis axis, const char* why) {
+  throw LayoutError(fmt::format("{}: {} ({}) is cut along dimension {} on {}: {}", operation, describe(x),
+                                to_string(x.layout()), x.layout()[axis].dim(), name(axis), why));
+}
+
+std::int64_t product(const Shape& shape, int end) {
+  std::int64_t elements = 1;
+  for (int d = 0; d < end; ++d) elements *= shape[d];
+  return elements;
+}
+
+// The cut dimension d of `from` in `to`: the dimension before which equally many elements stand, of equal
+// size if there is one, since sizes of 1 leave a choice. Where d is merged behind another dimension, the pieces of
+// the merged one are not neighbours any more.
+AxisLayout reshaped(const Shape& from, const AxisLayout& cut, const Shape& to) {
+  const std::int64_t before = product(from, cut.dim());
+  int found = -1;
+  for (int d = 0; d < to.dims(); ++d) {
+    if (product(to, d) != before) continue;
+    if (to[d] == from[cut.dim()]) return moved_to(cut, d);
+    if (found < 0 || to[found] == 1) found = d;
+  }
+  if (found >= 0) return moved_to(cut, found);
+  int holder = 0;
+  while (holder + 1 < to.dims() && product(to, holder + 1) <= before) ++holder;
+  return AxisLayout::sharded(holder, /*in_order=*/false);
 }
 
 // Strides under which `shape` reads the elements of (from, strides) in the same order, if there are any.
@@ -81,8 +126,15 @@ Tensor Tensor::reshape(const Shape& requested) const {
   if (target == shape()) return *this;
   const auto strides = reshaped_strides(shape(), this->strides(), target);
   if (!strides) return contiguous().reshape(target);
-  return recorded("reshape", *this, as_strided(target, *strides, offset()),
-                  [from = shape()](const Tensor& dy) { return dy.reshape(from); });
+  if (target.dims() == 0 && !layout().is_invariant()) {
+    static_cast<void>(moved(*this, [this](MeshAxis axis, const AxisLayout&) -> AxisLayout {
+      refuse("reshape", *this, axis, "no dimension is left for it");
+    }));
+  }
+  Tensor view = as_strided(target, *strides, offset());
+  view.set_layout(
+      moved(*this, [&](MeshAxis, const AxisLayout& cut) { return reshaped(shape(), cut, target); }));
+  return recorded("reshape", *this, view, [from = shape()](const Tensor& dy) { return dy.reshape(from); });
 }
 
 Tensor Tensor::flatten(int first, int last) const {
@@ -119,10 +171,13 @@ Tensor Tensor::permute(std::span<const int> order) const {
     target.push_back(dim(d));
     target_strides.push_back(strides()[d]);
   }
-  return recorded("permute", *this, as_strided(target, target_strides, offset()),
-                  [inverse, n = dims()](const Tensor& dy) {
-                    return dy.permute(std::span(inverse.data(), static_cast<std::size_t>(n)));
-                  });
+  Tensor view = as_strided(target, target_strides, offset());
+  view.set_layout(moved(*this, [&](MeshAxis, const AxisLayout& cut) {
+    return moved_to(cut, inverse[static_cast<std::size_t>(cut.dim())]);
+  }));
+  return recorded("permute", *this, view, [inverse, n = dims()](const Tensor& dy) {
+    return dy.permute(std::span(inverse.data(), static_cast<std::size_t>(n)));
+  });
 }
 
 Tensor Tensor::transpose(int a, int b) const {
@@ -143,13 +198,20 @@ Tensor Tensor::slice(int d, std::int64_t begin, std::int64_t end, std::int64_t s
   Strides target_strides = strides();
   target[d] = begin == end ? 0 : (end - begin - 1) / step + 1;
   target_strides[d] *= step;
+  Tensor view = as_strided(target, target_strides, offset() + begin * strides()[d]);
+  const bool is_whole = target[d] == size;
+  view.set_layout(moved(*this, [&](MeshAxis axis, const AxisLayout& cut) {
+    // Of pieces that are not in order (heads of queries, keys and values), a rank may take some.
+    if (cut.dim() == d && cut.in_order() && !is_whole)
+      refuse("slice", *this, axis, "each rank would take these elements of its own piece; gather it first");
+    return cut;
+  }));
   // The gradient of what was cut away is 0.
-  return recorded("slice", *this, as_strided(target, target_strides, offset() + begin * strides()[d]),
-                  [from = shape(), d, begin, end, step](const Tensor& dy) {
-                    Tensor dx = zeros(from, {.dtype = dy.dtype(), .device = dy.device()});
-                    dx.slice(d, begin, end, step).copy_from(dy);
-                    return dx;
-                  });
+  return recorded("slice", *this, view, [from = shape(), d, begin, end, step](const Tensor& dy) {
+    Tensor dx = zeros(from, {.dtype = dy.dtype(), .device = dy.device()});
+    dx.slice(d, begin, end, step).copy_from(dy);
+    return dx;
+  });
 }
 
 Tensor Tensor::select(int d, std::int64_t index) const {
@@ -190,7 +252,10 @@ Tensor Tensor::expand(const Shape& requested) const {
                       to_string(requested), describe(*this)));
   }
   // Each element was used many times: its gradient is the sum over the uses.
-  return recorded("expand", *this, as_strided(target, target_strides, offset()),
+  Tensor view = as_strided(target, target_strides, offset());
+  view.set_layout(
+      moved(*this, [&](MeshAxis, const AxisLayout& cut) { return moved_to(cut, cut.dim() + added); }));
+  return recorded("expand", *this, view,
                   [from = shape()](const Tensor& dy) { return sum_to_shape(dy, from); });
 }
 
@@ -201,8 +266,12 @@ Tensor Tensor::squeeze(int d) const {
   Strides target_strides = strides();
   target.erase(d);
   target_strides.erase(d);
-  return recorded("squeeze", *this, as_strided(target, target_strides, offset()),
-                  [d](const Tensor& dy) { return dy.unsqueeze(d); });
+  Tensor view = as_strided(target, target_strides, offset());
+  view.set_layout(moved(*this, [&](MeshAxis axis, const AxisLayout& cut) {
+    if (cut.dim() == d) refuse("squeeze", *this, axis, "other ranks have further elements of it");
+    return moved_to(cut, cut.dim() - (cut.dim() > d ? 1 : 0));
+  }));
+  return recorded("squeeze", *this, view, [d](const Tensor& dy) { return dy.unsqueeze(d); });
 }
 
 Tensor Tensor::unsqueeze(int d) const {
@@ -211,8 +280,11 @@ Tensor Tensor::unsqueeze(int d) const {
   Strides target_strides = strides();
   target.insert(d, 1);
   target_strides.insert(d, d < dims() ? strides()[d] * dim(d) : 1);
-  return recorded("unsqueeze", *this, as_strided(target, target_strides, offset()),
-                  [d](const Tensor& dy) { return dy.squeeze(d); });
+  Tensor view = as_strided(target, target_strides, offset());
+  view.set_layout(moved(*this, [&](MeshAxis, const AxisLayout& cut) {
+    return moved_to(cut, cut.dim() + (cut.dim() >= d ? 1 : 0));
+  }));
+  return recorded("unsqueeze", *this, view, [d](const Tensor& dy) { return dy.squeeze(d); });
 }
 
 std::vector<Tensor> Tensor::chunk(int n, int d) const {

@@ -1,0 +1,396 @@
+#include "autograd/layout_rules.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "autograd/graph.h"
+#include "kernels/error.h"
+#include "tensor/context.h"
+
+namespace tessera::layout_rules {
+namespace {
+
+bool nothing_to_check(Inputs inputs) {
+  const bool all_invariant = std::ranges::all_of(inputs, [](const Input& input) {
+    return !input.tensor.defined() || input.tensor.layout().is_invariant();
+  });
+  return all_invariant || !RankContext::current().check_layouts;
+}
+
+bool wants_gradient(const Tensor& x) { return RankContext::current().grad_enabled && x.requires_grad(); }
+
+// "x [4, 8] (dp S(0), tp P) and weight [8, 8] (dp R)"
+std::string list(Inputs inputs) {
+  std::string text;
+  for (const Input& input : inputs) {
+    if (!input.tensor.defined()) continue;
+    text += fmt::format("{}{} {} ({})", text.empty() ? "" : " and ", input.name,
+                        to_string(input.tensor.shape()), to_string(input.tensor.layout()));
+  }
+  return text;
+}
+
+[[noreturn]] void refuse(const char* operation, MeshAxis axis, const std::string& why, Inputs inputs) {
+  throw LayoutError(fmt::format("{}: on {}, {}; came {}", operation, name(axis), why, list(inputs)));
+}
+
+// What one input is on one axis, with its dimension counted from the last (−1), as broadcasting aligns them.
+struct Part {
+  const char* name;
+  AxisLayout on_axis;
+  int from_last;
+  bool wants_gradient;
+  bool is_defined;
+
+  Part(const Input& input, MeshAxis axis)
+      : name(input.name),
+        on_axis(input.tensor.defined() ? input.tensor.layout()[axis] : AxisLayout::invariant()),
+        from_last(input.tensor.defined() ? on_axis.dim() - input.tensor.dims() : 0),
+        wants_gradient(input.tensor.defined() && layout_rules::wants_gradient(input.tensor)),
+        is_defined(input.tensor.defined()) {}
+  [[nodiscard]] bool is_whole() const { return on_axis.is_invariant() || on_axis.is_replicated(); }
+};
+
+constexpr const char* kReduceFirst =
+    "dist::all_reduce (P to I) or dist::reduce_scatter (P to S) must come first";
+
+void refuse_partial(const char* operation, MeshAxis axis, const Part& part, Inputs inputs) {
+  if (!part.on_axis.is_partial()) return;
+  refuse(operation, axis,
+         fmt::format("{} is a partial sum (P), and {} of a part is not a part of {}: {}", part.name,
+                     operation, operation, kReduceFirst),
+         inputs);
+}
+
+// An I that wants a gradient, beside something that differs from rank to rank in value or in gradient.
+void refuse_invariant(const char* operation, MeshAxis axis, const Part& part, Inputs inputs) {
+  if (!part.on_axis.is_invariant() || !part.wants_gradient) return;
+  refuse(
+      operation, axis,
+      fmt::format("each rank would get its own part of the gradient of {}, which is invariant (I): "
+                  "dist::copy_to_ranks (I to R) is missing before it, or a parameter must be laid out as R",
+                  part.name),
+      inputs);
+}
+
+// Of S(d) and of R: what all inputs must agree on where none is a partial sum.
+AxisLayout whole_or_sharded(const char* operation, MeshAxis axis, Inputs inputs, int result_dims) {
+  const Part* sharded = nullptr;
+  bool any_replicated = false;
+  std::vector<Part> parts;
+  for (const Input& input : inputs) parts.emplace_back(input, axis);
+  for (const Part& part : parts) {
+    any_replicated = any_replicated || part.on_axis.is_replicated();
+    if (!part.on_axis.is_sharded()) continue;
+    if (sharded != nullptr && sharded->from_last != part.from_last) {
+      refuse(operation, axis,
+             fmt::format("{} and {} are cut along different dimensions: dist::all_to_all or dist::all_gather "
+                         "must bring them together",
+                         sharded->name, part.name),
+             inputs);
+    }
+    if (sharded == nullptr || !part.on_axis.in_order()) sharded = &part;
+  }
+  if (sharded == nullptr && !any_replicated) return AxisLayout::invariant();
+  for (const Part& part : parts) refuse_invariant(operation, axis, part, inputs);
+  if (sharded == nullptr) return AxisLayout::replicated();
+  return AxisLayout::sharded(sharded->from_last + result_dims, sharded->on_axis.in_order());
+}
+
+int result_dims(Inputs inputs) {
+  int dims = 0;
+  for (const Input& input : inputs) {
+    if (input.tensor.defined()) dims = std::max(dims, input.tensor.dims());
+  }
+  return dims;
+}
+
+AxisLayout sum_on(const char* operation, MeshAxis axis, Inputs inputs, int dims) {
+  const Part* partial = nullptr;
+  const Part* other = nullptr;
+  std::vector<Part> parts;
+  for (const Input& input : inputs) parts.emplace_back(input, axis);
+  for (const Part& part : parts) {
+    if (part.is_defined) (part.on_axis.is_partial() ? partial : other) = &part;
+  }
+  if (partial == nullptr) return whole_or_sharded(operation, axis, inputs, dims);
+  if (other == nullptr) return AxisLayout::partial();
+  refuse(
+      operation, axis,
+      fmt::format("{} is a partial sum (P) and {} is not, so that {} would be added once on every rank: {}",
+                  partial->name, other->name, other->name, kReduceFirst),
+      inputs);
+}
+
+// A partial sum times something that is the same on every rank.
+AxisLayout partial_product(const char* operation, MeshAxis axis, const Part& a, const Part& b,
+                           Inputs inputs) {
+  const Part& partial = a.on_axis.is_partial() ? a : b;
+  const Part& other = a.on_axis.is_partial() ? b : a;
+  if (!other.is_whole()) {
+    refuse(operation, axis,
+           fmt::format("{} is a partial sum (P), and {} differs from rank to rank: {}", partial.name,
+                       other.name, kReduceFirst),
+           inputs);
+  }
+  refuse_invariant(operation, axis, other, inputs);
+  return AxisLayout::partial();
+}
+
+// I meets I on most axes: their rules need not be asked.
+template <class Rule>
+Layout on_each_axis(Inputs inputs, Rule rule) {
+  Layout layout;
+  for (const MeshAxis axis : kMeshAxes) {
+    const bool all_invariant = std::ranges::all_of(inputs, [axis](const Input& input) {
+      return !input.tensor.defined() || input.tensor.layout()[axis].is_invariant();
+    });
+    if (!all_invariant) layout = layout.with(axis, rule(axis));
+  }
+  return layout;
+}
+
+void refuse_cut(const char* operation, MeshAxis axis, const Part& part, int from_last, const char* advice,
+                Inputs inputs) {
+  if (!part.on_axis.is_sharded() || part.from_last != from_last) return;
+  refuse(operation, axis,
+         fmt::format("{} is cut along dimension {}, which {} needs whole: {}", part.name, part.on_axis.dim(),
+                     operation, advice),
+         inputs);
+}
+
+}  // namespace
+
+// --- Element by element ------------------------------------------------------------------------------------
+
+Layout sum(const char* operation, Inputs inputs) {
+  if (nothing_to_check(inputs)) return {};
+  const int dims = result_dims(inputs);
+  return on_each_axis(inputs, [&](MeshAxis axis) { return sum_on(operation, axis, inputs, dims); });
+}
+
+Layout product(const char* operation, Inputs inputs) {
+  if (nothing_to_check(inputs)) return {};
+  const int dims = result_dims(inputs);
+  return on_each_axis(inputs, [&](MeshAxis axis) {
+    const Part a(*inputs.begin(), axis), b(*(inputs.begin() + 1), axis);
+    if (a.on_axis.is_partial() && b.on_axis.is_partial()) refuse_partial(operation, axis, a, inputs);
+    if (a.on_axis.is_partial() || b.on_axis.is_partial())
+      return partial_product(operation, axis, a, b, inputs);
+    return whole_or_sharded(operation, axis, inputs, dims);
+  });
+}
+
+Layout quotient(const char* operation, Inputs inputs) {
+  if (nothing_to_check(inputs)) return {};
+  for (const MeshAxis axis : kMeshAxes)
+    refuse_partial(operation, axis, Part(*(inputs.begin() + 1), axis), inputs);
+  return product(operation, inputs);
+}
+
+Layout nonlinear(const char* operation, Inputs inputs) {
+  if (nothing_to_check(inputs)) return {};
+  const int dims = result_dims(inputs);
+  return on_each_axis(inputs, [&](MeshAxis axis) {
+    for (const Input& input : inputs) refuse_partial(operation, axis, Part(input, axis), inputs);
+    return whole_or_sharded(operation, axis, inputs, dims);
+  });
+}
+
+Layout linear(const Tensor& x) { return RankContext::current().check_layouts ? x.layout() : Layout(); }
+
+// --- Products of matrices ----------------------------------------------------------------------------------
+
+namespace {
+
+// Where a factor is cut: the contracted dimension, the one that it alone gives to the result, or one that
+// stands before both (a batch).
+enum class Cut { kNone, kContracted, kOwn, kBatch };
+
+Cut cut_of(const Part& part, int contracted, int own) {
+  if (!part.on_axis.is_sharded()) return Cut::kNone;
+  return part.from_last == contracted ? Cut::kContracted : part.from_last == own ? Cut::kOwn : Cut::kBatch;
+}
+
+AxisLayout contraction_on(const char* operation, MeshAxis axis, Inputs inputs, bool b_transposed, int dims) {
+  const Part a(*inputs.begin(), axis), b(*(inputs.begin() + 1), axis);
+  if (a.on_axis.is_partial() && b.on_axis.is_partial()) refuse_partial(operation, axis, a, inputs);
+  if (a.on_axis.is_partial() || b.on_axis.is_partial()) return partial_product(operation, axis, a, b, inputs);
+  const Cut a_cut = cut_of(a, -1, -2), b_cut = cut_of(b, b_transposed ? -1 : -2, b_transposed ? -2 : -1);
+  if (a_cut == Cut::kContracted && b_cut == Cut::kContracted) return AxisLayout::partial();
+  if (a_cut == Cut::kContracted || b_cut == Cut::kContracted) {
+    refuse(
+        operation, axis,
+        fmt::format("the dimension over which the product sums is cut in {} alone: dist::all_gather it, or "
+                    "cut {} in the same way",
+                    a_cut == Cut::kContracted ? a.name : b.name, a_cut == Cut::kContracted ? b.name : a.name),
+        inputs);
+  }
+  if ((a_cut == Cut::kOwn && b_cut == Cut::kOwn) ||
+      (a_cut != Cut::kNone && b_cut != Cut::kNone && (a_cut != b_cut || a.from_last != b.from_last))) {
+    refuse(operation, axis,
+           "each rank would have only the block of its own rows and its own columns: one of the two must be "
+           "whole (dist::all_gather)",
+           inputs);
+  }
+  if (b_cut == Cut::kOwn) {
+    refuse_invariant(operation, axis, a, inputs);
+    return AxisLayout::sharded(dims - 1, b.on_axis.in_order());
+  }
+  if (a_cut != Cut::kNone) {
+    refuse_invariant(operation, axis, b, inputs);
+    return AxisLayout::sharded(a.from_last + dims, a.on_axis.in_order());
+  }
+  return whole_or_sharded(operation, axis, inputs, dims);
+}
+
+}  // namespace
+
+Layout contraction(const char* operation, Input a, Input b, bool b_transposed) {
+  const Inputs inputs{a, b};
+  if (nothing_to_check(inputs)) return {};
+  const int dims = result_dims(inputs);
+  return on_each_axis(
+      inputs, [&](MeshAxis axis) { return contraction_on(operation, axis, inputs, b_transposed, dims); });
+}
+
+Layout linear_layer(const char* operation, Input x, Input weight, const Tensor& bias) {
+  if (nothing_to_check({x, weight, {"bias", bias}})) return {};
+  const Layout product = contraction(operation, x, weight, /*b_transposed=*/true);
+  if (!bias.defined()) return product;
+  // A handle that stands for the product: its shape's number of dimensions, its layout, its wish for a
+  // gradient.
+  Tensor stand_in = x.tensor.detach().set_layout(product);
+  stand_in.set_autograd_meta(x.tensor.requires_grad() ? x.tensor.autograd_meta()
+                                                      : weight.tensor.autograd_meta());
+  return sum(operation, {{"x · weightᵀ", stand_in}, {"bias", bias}});
+}
+
+// --- Along dimensions --------------------------------------------------------------------------------------
+
+Layout reduction(const char* operation, const Tensor& x, const Over& over, Reduced how) {
+  const Inputs inputs{{"x", x}};
+  if (nothing_to_check(inputs)) return {};
+  bool reduced[kMaxDims] = {};
+  for (const int d : over.dims) reduced[x.shape().normalize(d)] = true;
+  if (over.dims.size() == 0) std::fill_n(reduced, x.dims(), true);
+  return on_each_axis(inputs, [&](MeshAxis axis) {
+    const Part part(inputs.begin()[0], axis);
+    if (how == Reduced::kOther) refuse_partial(operation, axis, part, inputs);
+    if (!part.on_axis.is_sharded()) return part.on_axis;
+    if (!reduced[part.on_axis.dim()]) {
+      int dim = part.on_axis.dim();
+      for (int d = 0; !over.keep_dims && d < part.on_axis.dim(); ++d) dim -= reduced[d] ? 1 : 0;
+      return AxisLayout::sharded(dim, part.on_axis.in_order());
+    }
+    if (how == Reduced::kSum) return AxisLayout::partial();
+    refuse(operation, axis,
+           how == Reduced::kMean
+               ? fmt::format("x is cut along dimension {}, and each rank would divide by its own count: take "
+                             "the sum, dist::all_reduce it, and divide by the count over all ranks",
+                             part.on_axis.dim())
+               : fmt::format("x is cut along dimension {}, which {} needs whole: dist::all_gather it",
+                             part.on_axis.dim(), operation),
+           inputs);
+  });
+}
+
+Layout along(const char* operation, const Tensor& x, int dim, bool is_linear) {
+  const Inputs inputs{{"x", x}};
+  if (nothing_to_check(inputs)) return {};
+  const int from_last = x.shape().normalize(dim) - x.dims();
+  return on_each_axis(inputs, [&](MeshAxis axis) {
+    const Part part(inputs.begin()[0], axis);
+    if (!is_linear) refuse_partial(operation, axis, part, inputs);
+    refuse_cut(operation, axis, part, from_last, "dist::all_gather it, or cut another dimension", inputs);
+    return part.on_axis;
+  });
+}
+
+Layout rows(const char* operation, Inputs inputs) {
+  if (nothing_to_check(inputs)) return {};
+  const int dims = result_dims(inputs);
+  return on_each_axis(inputs, [&](MeshAxis axis) {
+    for (const Input& input : inputs) {
+      if (!input.tensor.defined()) continue;
+      const Part part(input, axis);
+      refuse_partial(operation, axis, part, inputs);
+      refuse_cut(operation, axis, part, -1, "dist::all_gather it, or cut another dimension", inputs);
+    }
+    return whole_or_sharded(operation, axis, inputs, dims);
+  });
+}
+
+// --- Layers ------------------------------------------------------------------------------------------------
+
+Layout embedding(const Tensor& table, const Tensor& ids) {
+  const Inputs inputs{{"table", table}, {"ids", ids}};
+  if (nothing_to_check(inputs)) return {};
+  return on_each_axis(inputs, [&](MeshAxis axis) {
+    const Part rows(inputs.begin()[0], axis), index(inputs.begin()[1], axis);
+    const bool cut_by_rows = rows.on_axis.is_sharded() && rows.on_axis.dim() == 0;
+    if (cut_by_rows != index.on_axis.is_partial()) {
+      refuse("embedding", axis,
+             cut_by_rows ? "the table is cut along its rows, and a rank can look up its own ids only: "
+                           "dist::mask_foreign_ids must come first"
+                         : "ids are masked (P), but the table is not cut along its rows",
+             inputs);
+    }
+    if (cut_by_rows) return AxisLayout::partial();
+    refuse_partial("embedding", axis, rows, inputs);
+    if (rows.on_axis.is_sharded()) {
+      if (index.on_axis.is_sharded()) {
+        refuse("embedding", axis, "both are cut: each rank would have some channels of some ids", inputs);
+      }
+      return AxisLayout::sharded(ids.dims(), rows.on_axis.in_order());
+    }
+    if (!index.is_whole()) {
+      refuse_invariant("embedding", axis, rows, inputs);
+      return index.on_axis;  // dimensions of ids come first in the result
+    }
+    return whole_or_sharded("embedding", axis, inputs, ids.dims() + 1);
+  });
+}
+
+Layout attention(const char* operation, const Tensor& q, const Tensor& k, const Tensor& v) {
+  const Inputs inputs{{"q", q}, {"k", k}, {"v", v}};
+  if (nothing_to_check(inputs)) return {};
+  return on_each_axis(inputs, [&](MeshAxis axis) {
+    for (const Input& input : inputs) {
+      const Part part(input, axis);
+      refuse_partial(operation, axis, part, inputs);
+      if (!part.on_axis.is_sharded()) continue;
+      if (part.on_axis.dim() == 1) {
+        refuse(operation, axis,
+               fmt::format("{} is cut along the sequence, and every query needs the keys before it: "
+                           "dist::ring_attention or dist::ulysses_attention takes it so",
+                           part.name),
+               inputs);
+      }
+      if (part.on_axis.dim() == 3) {
+        refuse(operation, axis, fmt::format("{} is cut inside of its heads", part.name), inputs);
+      }
+    }
+    const AxisLayout on_axis = whole_or_sharded(operation, axis, inputs, q.dims());
+    // What comes out has its heads one after the other, also where queries, keys and values were packed.
+    return on_axis.is_sharded() && on_axis.dim() == 2 ? AxisLayout::sharded(2) : on_axis;
+  });
+}
+
+Layout row_losses(const char* operation, const Tensor& logits, const Tensor& targets) {
+  const Inputs inputs{{"logits", logits}, {"targets", targets}};
+  if (nothing_to_check(inputs)) return {};
+  return on_each_axis(inputs, [&](MeshAxis axis) {
+    const Part of_logits(inputs.begin()[0], axis), of_targets(inputs.begin()[1], axis);
+    refuse_partial(operation, axis, of_logits, inputs);
+    refuse_cut(operation, axis, of_logits, -1,
+               "dist::vocab_parallel_cross_entropy takes it so, and never gathers logits", inputs);
+    if (of_targets.on_axis.is_sharded() && of_logits.on_axis != of_targets.on_axis) {
+      refuse(operation, axis, "logits and targets must be cut in the same way", inputs);
+    }
+    return of_logits.on_axis;
+  });
+}
+
+}  // namespace tessera::layout_rules

@@ -1,0 +1,403 @@
+// What each operation makes of the layouts of its inputs, and what it refuses: a table. On one rank, without
+// data of other ranks: that is the point of layout types.
+
+#include "autograd/layout_rules.h"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <optional>
+
+#include "autograd/checkpoint.h"
+#include "autograd/grad_mode.h"
+#include "autograd/ops.h"
+#include "kernels/error.h"
+#include "tensor/create.h"
+
+namespace tessera {
+namespace {
+
+constexpr MeshAxis kTp = MeshAxis::kTp, kDp = MeshAxis::kDp;
+constexpr AxisLayout I = AxisLayout::invariant(), R = AxisLayout::replicated(), P = AxisLayout::partial();
+constexpr AxisLayout S(int dim) { return AxisLayout::sharded(dim); }
+
+Tensor on_tp(const Shape& shape, AxisLayout tp, bool grad = true) {
+  Tensor x = full(shape, 0.5);
+  x.set_layout(Layout().with(kTp, tp));
+  return grad ? x.set_requires_grad() : x;
+}
+
+Tensor ids(const Shape& shape, AxisLayout tp) {
+  return zeros(shape, {.dtype = kI64}).set_layout(Layout().with(kTp, tp));
+}
+
+// What comes of an operation: a layout, or a refusal that says `missing`.
+struct Case {
+  const char* name;
+  std::function<Tensor()> run;
+  std::optional<AxisLayout> expected;
+  const char* missing = "";
+};
+
+void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
+
+class LayoutRules : public ::testing::TestWithParam<Case> {};
+
+TEST_P(LayoutRules, GiveTheLayoutOrRefuse) {
+  const Case& c = GetParam();
+  if (c.expected) {
+    EXPECT_EQ(to_string(c.run().layout()), to_string(Layout().with(kTp, *c.expected)));
+    return;
+  }
+  try {
+    const Tensor y = c.run();
+    FAIL() << "not refused: " << to_string(y.layout());
+  } catch (const LayoutError& error) {
+    EXPECT_NE(std::string(error.what()).find(c.missing), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("tp"), std::string::npos) << error.what();
+  }
+}
+
+const Shape kX{2, 4, 8};
+
+INSTANTIATE_TEST_SUITE_P(
+    Elementwise, LayoutRules,
+    ::testing::Values(
+        Case{"I+I", [] { return on_tp(kX, I) + on_tp(kX, I); }, I},
+        Case{"R+R", [] { return on_tp(kX, R) + on_tp(kX, R); }, R},
+        Case{"P+P", [] { return on_tp(kX, P) + on_tp(kX, P); }, P},
+        Case{"S+S", [] { return on_tp(kX, S(1)) + on_tp(kX, S(1)); }, S(1)},
+        Case{"S(1)+S(0) of a row",
+             [] {
+               return on_tp(kX, S(1)) + on_tp({4, 8}, S(0));
+             },
+             S(1)},
+        Case{"S+R", [] { return on_tp(kX, S(1)) + on_tp({8}, R); }, S(1)},
+        Case{"S+constant", [] { return on_tp(kX, S(1)) + on_tp({8}, I, false); }, S(1)},
+        Case{"R+constant", [] { return on_tp(kX, R) + on_tp(kX, I, false); }, R},
+        Case{"R+I", [] { return on_tp(kX, R) + on_tp(kX, I); }, std::nullopt, "copy_to_ranks"},
+        Case{"S+I", [] { return on_tp(kX, S(1)) + on_tp({8}, I); }, std::nullopt, "copy_to_ranks"},
+        Case{"S(0)+S(1)", [] { return on_tp(kX, S(0)) + on_tp(kX, S(1)); }, std::nullopt, "all_to_all"},
+        Case{"P+bias", [] { return on_tp(kX, P) + on_tp({8}, I); }, std::nullopt, "once on every rank"},
+        Case{"P+R", [] { return on_tp(kX, P) + on_tp({8}, R); }, std::nullopt, "all_reduce"},
+        Case{"P+number", [] { return on_tp(kX, P) + 1.0; }, std::nullopt, "all_reduce"},
+        Case{"P*number", [] { return on_tp(kX, P) * 3.0; }, P},
+        Case{"P*constant", [] { return on_tp(kX, P) * on_tp(kX, I, false); }, P},
+        Case{"P*R", [] { return on_tp(kX, P) * on_tp(kX, R); }, P},
+        Case{"P*I", [] { return on_tp(kX, P) * on_tp(kX, I); }, std::nullopt, "copy_to_ranks"},
+        Case{"P*P", [] { return on_tp(kX, P) * on_tp(kX, P); }, std::nullopt, "all_reduce"},
+        Case{"P/R", [] { return on_tp(kX, P) / on_tp(kX, R); }, P},
+        Case{"R/P", [] { return on_tp(kX, R) / on_tp(kX, P); }, std::nullopt, "all_reduce"},
+        Case{"gelu(P)", [] { return gelu(on_tp(kX, P)); }, std::nullopt, "gelu of a part"},
+        Case{"gelu(S)", [] { return gelu(on_tp(kX, S(2))); }, S(2)},
+        Case{"maximum(P)", [] { return maximum(on_tp(kX, P), on_tp(kX, P)); }, std::nullopt, "all_reduce"}));
+
+INSTANTIATE_TEST_SUITE_P(
+    Matrices, LayoutRules,
+    ::testing::Values(Case{"column-parallel",
+                           [] {
+                             return linear(on_tp(kX, R), on_tp({6, 8}, S(0)), on_tp({6}, S(0)));
+                           },
+                           S(2)},
+                      Case{"column-parallel of I",
+                           [] {
+                             return linear(on_tp(kX, I), on_tp({6, 8}, S(0)));
+                           },
+                           std::nullopt, "copy_to_ranks"},
+                      Case{"column-parallel of a constant",
+                           [] {
+                             return linear(on_tp(kX, I, false), on_tp({6, 8}, S(0)));
+                           },
+                           S(2)},
+                      Case{"row-parallel",
+                           [] {
+                             return linear(on_tp(kX, S(2)), on_tp({6, 8}, S(1)));
+                           },
+                           P},
+                      Case{"row-parallel with bias",
+                           [] {
+                             return linear(on_tp(kX, S(2)), on_tp({6, 8}, S(1)), on_tp({6}, I));
+                           },
+                           std::nullopt, "bias would be added once on every rank"},
+                      Case{"row-parallel of whole rows",
+                           [] {
+                             return linear(on_tp(kX, R), on_tp({6, 8}, S(1)));
+                           },
+                           std::nullopt, "cut in weight alone"},
+                      Case{"whole weight, tokens cut",
+                           [] {
+                             return linear(on_tp(kX, S(1)), on_tp({6, 8}, R), on_tp({6}, R));
+                           },
+                           S(1)},
+                      Case{"invariant weight, tokens cut",
+                           [] {
+                             return linear(on_tp(kX, S(1)), on_tp({6, 8}, I));
+                           },
+                           std::nullopt, "laid out as R"},
+                      Case{"invariant bias, tokens cut",
+                           [] {
+                             return linear(on_tp(kX, S(1)), on_tp({6, 8}, R), on_tp({6}, I));
+                           },
+                           std::nullopt, "copy_to_ranks"},
+                      Case{"weight of a partial sum",
+                           [] {
+                             return linear(on_tp(kX, P), on_tp({6, 8}, R));
+                           },
+                           P},
+                      Case{"both cut outside",
+                           [] {
+                             return linear(on_tp(kX, S(1)), on_tp({6, 8}, S(0)));
+                           },
+                           std::nullopt, "its own rows and its own columns"},
+                      Case{"matmul, contracted",
+                           [] {
+                             return matmul(on_tp({4, 8}, S(1)), on_tp({8, 3}, S(0)));
+                           },
+                           P},
+                      Case{"matmul, rows",
+                           [] {
+                             return matmul(on_tp(kX, S(1)), on_tp({8, 3}, R));
+                           },
+                           S(1)},
+                      Case{"matmul, columns",
+                           [] {
+                             return matmul(on_tp(kX, R), on_tp({8, 3}, S(1)));
+                           },
+                           S(2)},
+                      Case{"matmul, batches",
+                           [] {
+                             return matmul(on_tp(kX, S(0)), on_tp({2, 8, 3}, S(0)));
+                           },
+                           S(0)}));
+
+INSTANTIATE_TEST_SUITE_P(
+    Dimensions, LayoutRules,
+    ::testing::Values(
+        Case{"sum of all", [] { return sum(on_tp(kX, S(1))); }, P},
+        Case{"sum over the cut", [] { return sum(on_tp(kX, S(1)), {.dims = {1}}); }, P},
+        Case{"sum over another", [] { return sum(on_tp(kX, S(1)), {.dims = {0}}); }, S(0)},
+        Case{"sum over another, kept", [] { return sum(on_tp(kX, S(1)), {.dims = {0}, .keep_dims = true}); },
+             S(1)},
+        Case{"mean of means", [] { return mean(on_tp(kX, S(0))); }, std::nullopt, "its own count"},
+        Case{"mean over another", [] { return mean(on_tp(kX, S(0)), {.dims = {2}}); }, S(0)},
+        Case{"max over the cut", [] { return max(on_tp(kX, S(1)), {.dims = {1}}); }, std::nullopt,
+             "all_gather"},
+        Case{"max(P)", [] { return max(on_tp(kX, P)); }, std::nullopt, "all_reduce"},
+        Case{"softmax over the cut", [] { return softmax(on_tp(kX, S(2)), -1); }, std::nullopt, "all_gather"},
+        Case{"softmax over another", [] { return softmax(on_tp(kX, S(2)), 1); }, S(2)},
+        Case{"cumsum(P)", [] { return cumsum(on_tp(kX, P), 1); }, P},
+        Case{"transpose", [] { return on_tp(kX, S(1)).transpose(1, 2); }, S(2)},
+        Case{"permute",
+             [] {
+               return on_tp(kX, S(1)).permute({1, 2, 0});
+             },
+             S(0)},
+        Case{"split heads",
+             [] {
+               return on_tp(kX, S(2)).reshape({2, 4, 2, 4});
+             },
+             S(2)},
+        Case{"join heads",
+             [] {
+               return on_tp({2, 4, 2, 4}, S(2)).flatten(2, 3);
+             },
+             S(2)},
+        Case{"join batch and time",
+             [] {
+               return on_tp(kX, S(1)).reshape({8, 8});
+             },
+             AxisLayout::sharded(0, false)},
+        Case{"join cut batch and time",
+             [] {
+               return on_tp(kX, S(0)).reshape({8, 8});
+             },
+             S(0)},
+        Case{"one sample",
+             [] {
+               return on_tp({1, 4, 8}, S(0)).reshape({1, 4, 2, 4});
+             },
+             S(0)},
+        Case{"one token",
+             [] {
+               return on_tp({2, 1, 8}, S(1)).reshape({2, 1, 2, 4});
+             },
+             S(1)},
+        Case{"unsqueeze", [] { return on_tp(kX, S(1)).unsqueeze(0); }, S(2)},
+        Case{"squeeze another",
+             [] {
+               return on_tp({1, 4, 8}, S(1)).squeeze(0);
+             },
+             S(0)},
+        Case{"squeeze the cut",
+             [] {
+               return on_tp({1, 4, 8}, S(0)).squeeze(0);
+             },
+             std::nullopt, "other ranks"},
+        Case{"slice of the cut", [] { return on_tp(kX, S(1)).slice(1, 0, 2); }, std::nullopt, "gather"},
+        Case{"slice of another", [] { return on_tp(kX, S(1)).slice(2, 0, 2); }, S(1)},
+        Case{"slice of packed heads", [] { return on_tp(kX, AxisLayout::sharded(2, false)).slice(2, 0, 2); },
+             AxisLayout::sharded(2, false)},
+        Case{"select another", [] { return on_tp(kX, S(2)).select(1, 0); }, S(1)},
+        Case{"expand",
+             [] {
+               return on_tp({4, 8}, S(0)).expand({2, 4, 8});
+             },
+             S(1)},
+        Case{"clone", [] { return on_tp(kX, S(1)).clone(); }, S(1)},
+        Case{"to", [] { return on_tp(kX, P).to(kBF16); }, P},
+        Case{"detach", [] { return on_tp(kX, P).detach(); }, P},
+        Case{"concat",
+             [] {
+               return concat(std::array{on_tp(kX, S(1)), on_tp(kX, S(1))}, 2);
+             },
+             S(1)},
+        Case{"concat along the cut",
+             [] {
+               return concat(std::array{on_tp(kX, S(1)), on_tp(kX, S(1))}, 1);
+             },
+             std::nullopt, "all_gather"}));
+
+INSTANTIATE_TEST_SUITE_P(
+    Layers, LayoutRules,
+    ::testing::Values(
+        Case{"norm of invariant rows", [] { return layer_norm(on_tp(kX, I), on_tp({8}, I), on_tp({8}, I)); },
+             I},
+        Case{"norm of cut tokens", [] { return layer_norm(on_tp(kX, S(1)), on_tp({8}, R), on_tp({8}, R)); },
+             S(1)},
+        Case{"norm of cut tokens, gain I", [] { return layer_norm(on_tp(kX, S(1)), on_tp({8}, I), {}); },
+             std::nullopt, "laid out as R"},
+        Case{"norm of cut rows", [] { return rms_norm(on_tp(kX, S(2)), on_tp({8}, R)); }, std::nullopt,
+             "whole"},
+        Case{"norm of parts", [] { return rms_norm(on_tp(kX, P), on_tp({8}, R)); }, std::nullopt,
+             "all_reduce"},
+        Case{"sum and norm",
+             [] { return add_layer_norm(on_tp(kX, S(1)), on_tp(kX, S(1)), on_tp({8}, R), {}).sum; }, S(1)},
+        Case{"residual beside a part",
+             [] { return add_layer_norm(on_tp(kX, I), on_tp(kX, P), on_tp({8}, I), {}).sum; }, std::nullopt,
+             "all_reduce"},
+        Case{"embedding",
+             [] {
+               return embedding(on_tp({5, 8}, I), ids({2, 4}, I));
+             },
+             I},
+        Case{"embedding of cut ids",
+             [] {
+               return embedding(on_tp({5, 8}, R), ids({2, 4}, S(1)));
+             },
+             S(1)},
+        Case{"embedding of cut ids, table I",
+             [] {
+               return embedding(on_tp({5, 8}, I), ids({2, 4}, S(1)));
+             },
+             std::nullopt, "laid out as R"},
+        Case{"vocabulary cut",
+             [] {
+               return embedding(on_tp({5, 8}, S(0)), ids({2, 4}, P));
+             },
+             P},
+        Case{"vocabulary cut, ids whole",
+             [] {
+               return embedding(on_tp({5, 8}, S(0)), ids({2, 4}, I));
+             },
+             std::nullopt, "mask_foreign_ids"},
+        Case{"channels cut",
+             [] {
+               return embedding(on_tp({5, 8}, S(1)), ids({2, 4}, I));
+             },
+             S(2)},
+        Case{"attention of cut heads",
+             [] {
+               const auto x = [] { return on_tp({2, 4, 2, 4}, S(2)); };
+               return attention(x(), x(), x());
+             },
+             S(2)},
+        Case{"attention of a cut sequence",
+             [] {
+               const auto x = [] { return on_tp({2, 4, 2, 4}, S(1)); };
+               return attention(x(), x(), x());
+             },
+             std::nullopt, "ring_attention"},
+        Case{"packed attention",
+             [] {
+               return attention_packed(on_tp({2, 4, 24}, AxisLayout::sharded(2, false)), 2, 2);
+             },
+             S(2)},
+        Case{"losses of cut tokens",
+             [] {
+               return cross_entropy(on_tp(kX, S(1)), ids({2, 4}, S(1)), {.reduction = Reduction::kNone});
+             },
+             S(1)},
+        Case{"sum of losses of cut tokens",
+             [] {
+               return cross_entropy(on_tp(kX, S(1)), ids({2, 4}, S(1)), {.reduction = Reduction::kSum});
+             },
+             P},
+        Case{"mean of losses of cut tokens",
+             [] {
+               return cross_entropy(on_tp(kX, S(1)), ids({2, 4}, S(1)));
+             },
+             std::nullopt, "its own count"},
+        Case{"losses of a cut vocabulary",
+             [] {
+               return cross_entropy(on_tp(kX, S(2)), ids({2, 4}, I));
+             },
+             std::nullopt, "vocab_parallel_cross_entropy"},
+        Case{"losses of parts",
+             [] {
+               return cross_entropy(on_tp(kX, P), ids({2, 4}, I));
+             },
+             std::nullopt, "all_reduce"}));
+
+TEST(LayoutTypes, AxesAreIndependent) {
+  Tensor x = full({2, 4}, 1.0).set_layout(Layout().with(kDp, S(0)).with(kTp, P));
+  EXPECT_EQ(to_string((x * 2.0).layout()), "dp S(0), tp P");
+  EXPECT_EQ(to_string(sum(x).layout()), "dp P, tp P");
+}
+
+TEST(LayoutTypes, AMessageNamesOperationLayoutsAndWhatIsMissing) {
+  try {
+    static_cast<void>(gelu(on_tp({4, 8}, P)));
+    FAIL();
+  } catch (const LayoutError& error) {
+    EXPECT_STREQ(
+        error.what(),
+        "gelu: on tp, x is a partial sum (P), and gelu of a part is not a part of gelu: dist::all_reduce (P "
+        "to I) or dist::reduce_scatter (P to S) must come first; came x [4, 8] (tp P)");
+  }
+}
+
+TEST(LayoutTypes, ConstantsUnderNoGradPassWhereGradientsWouldGoWrong) {
+  const NoGrad no_grad;
+  EXPECT_EQ(to_string((on_tp({4, 8}, R) + on_tp({4, 8}, I)).layout()), "tp R");
+}
+
+TEST(LayoutTypes, BackwardPassesCheckNothingAndRecomputedForwardsDo) {
+  const Tensor x = on_tp({4, 8}, S(0));
+  sum(square(x) * x).backward();
+  EXPECT_TRUE(x.grad().layout().is_invariant());
+  EXPECT_TRUE(RankContext::current().check_layouts);
+
+  int runs = 0;
+  const Tensor y = checkpoint(
+      [&runs](const Tensor& input) {
+        ++runs;
+        EXPECT_EQ(to_string(input.layout()), "tp S(0)");
+        return square(input);
+      },
+      x);
+  EXPECT_EQ(to_string(y.layout()), "tp S(0)");
+  sum(y).backward();
+  EXPECT_EQ(runs, 2);
+}
+
+TEST(LayoutTypes, CanBeSwitchedOff) {
+  const LayoutChecks off(false);
+  EXPECT_TRUE(gelu(on_tp({4, 8}, P)).layout().is_invariant());
+}
+
+TEST(LayoutTypes, ADimensionThatIsNotThereCannotBeCut) {
+  EXPECT_THROW(full({4}, 1.0).set_layout(Layout().with(kTp, S(1))), IndexError);
+}
+
+}  // namespace
+}  // namespace tessera
