@@ -52,8 +52,8 @@ std::int64_t product(const Shape& shape, int end) {
 }
 
 // The cut dimension d of `from` in `to`: the dimension before which equally many elements stand, of equal
-// size if there is one, since sizes of 1 leave a choice. Where d is merged behind another dimension, the pieces of
-// the merged one are not neighbours any more.
+// size if there is one, since sizes of 1 leave a choice. Where d is merged behind another dimension, the
+// pieces of the merged one are not neighbours any more.
 AxisLayout reshaped(const Shape& from, const AxisLayout& cut, const Shape& to) {
   const std::int64_t before = product(from, cut.dim());
   int found = -1;
