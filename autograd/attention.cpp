@@ -40,16 +40,6 @@ void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v) {
   }
 }
 
-kernels::AttentionOptions kernel_options(const AttentionConfig& config, const Tensor& q, const Tensor& k) {
-  kernels::AttentionOptions options;
-  options.scale = config.scale.value_or(1.0 / std::sqrt(static_cast<double>(q.dim(3))));
-  options.causal = config.causal;
-  options.dropout_p = config.dropout;
-  options.key = config.key;
-  options.index_base = config.first_sample * q.dim(2) * q.dim(1) * k.dim(1);
-  return options;
-}
-
 struct Forward {
   Tensor o, lse;
   Forward(const Tensor& q, const Tensor& k, const Tensor& v, const kernels::AttentionOptions& options)
@@ -63,13 +53,33 @@ struct Forward {
 
 }  // namespace
 
+kernels::AttentionOptions detail::attention_options(const AttentionConfig& config, const Tensor& q,
+                                                    const Tensor& k) {
+  kernels::AttentionOptions options;
+  options.scale = config.scale.value_or(1.0 / std::sqrt(static_cast<double>(q.dim(3))));
+  options.causal = config.causal;
+  options.dropout_p = config.dropout;
+  options.key = config.key;
+  // Probability (b, h, t, s) of the whole problem is number ((b·H + h)·T + t)·S + s of its mask.
+  const std::int64_t heads = config.num_heads == 0 ? q.dim(2) : config.num_heads;
+  const std::int64_t queries = config.sequence_length == 0 ? q.dim(1) : config.sequence_length;
+  const std::int64_t keys = config.sequence_length == 0 ? k.dim(1) : config.sequence_length;
+  const std::int64_t strides[] = {heads * queries * keys, queries * keys, keys, 1};
+  const std::int64_t first[] = {config.first_sample, config.first_head, config.first_query, config.first_key};
+  for (int d = 0; d < 4; ++d) {
+    options.index.strides[d] = strides[d];
+    options.index.base += first[d] * strides[d];
+  }
+  return options;
+}
+
 // With P = softmax(S), S = q·kᵀ·scale and D_t = Σ_k do·o (the row sums of dP∘P):
 //   dv = Pᵀ·do,   dS = P∘(do·vᵀ − D),   dq = dS·k·scale,   dk = dSᵀ·q·scale
 // P is made again tile by tile from the saved log-sum-exp.
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionConfig& config) {
   check_shapes(q, k, v);
   const Layout layout = layout_rules::attention("attention", q, k, v);
-  const kernels::AttentionOptions options = kernel_options(config, q, k);
+  const kernels::AttentionOptions options = detail::attention_options(config, q, k);
   const Forward forward(with_unit_stride(q), with_unit_stride(k), with_unit_stride(v), options);
   return record("attention", laid_out(forward.o, layout), {q, k, v},
                 [q = saved(q), k = saved(k), v = saved(v), o = saved_output(forward.o), lse = forward.lse,
@@ -112,7 +122,7 @@ Tensor attention_packed(const Tensor& qkv, std::int64_t query_heads, std::int64_
   const Layout layout = layout_rules::attention("attention", qkv, qkv, qkv);
   const Unpacked parts(qkv.detach().contiguous(), query_heads, key_heads);
   check_shapes(parts.q, parts.k, parts.v);
-  const kernels::AttentionOptions options = kernel_options(config, parts.q, parts.k);
+  const kernels::AttentionOptions options = detail::attention_options(config, parts.q, parts.k);
   const Forward forward(parts.q, parts.k, parts.v, options);
   const Tensor y = forward.o.reshape({qkv.dim(0), qkv.dim(1), query_heads * parts.q.dim(3)});
   return record("attention", laid_out(y, layout), {qkv},

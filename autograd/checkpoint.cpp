@@ -30,24 +30,38 @@ class CollectLeaves final : public LeafTracker {
   std::vector<std::shared_ptr<AutogradMeta>> found_;
 };
 
-// The random state of the first run, for the length of the second.
+// What the random numbers of the first run depended on, and its positions.
+struct Circumstances {
+  std::uint64_t step;
+  std::int64_t sample_offset;
+  std::shared_ptr<const std::vector<std::int64_t>> token_positions;
+  std::int64_t sequence_length;
+
+  static Circumstances now() {
+    const RankContext& context = RankContext::current();
+    return {context.step, context.sample_offset, context.token_positions, context.sequence_length};
+  }
+  void restore() const {
+    RankContext& context = RankContext::current();
+    context.step = step;
+    context.sample_offset = sample_offset;
+    context.token_positions = token_positions;
+    context.sequence_length = sequence_length;
+  }
+};
+
+// The circumstances of the first run, for the length of the second.
 class ReplayScope {
  public:
-  ReplayScope(std::uint64_t step, std::int64_t sample_offset)
-      : step_(RankContext::current().step), sample_offset_(RankContext::current().sample_offset) {
-    RankContext::current().step = step;
-    RankContext::current().sample_offset = sample_offset;
+  explicit ReplayScope(const Circumstances& first_run) : before_(Circumstances::now()) {
+    first_run.restore();
   }
-  ~ReplayScope() {
-    RankContext::current().step = step_;
-    RankContext::current().sample_offset = sample_offset_;
-  }
+  ~ReplayScope() { before_.restore(); }
   ReplayScope(const ReplayScope&) = delete;
   ReplayScope& operator=(const ReplayScope&) = delete;
 
  private:
-  std::uint64_t step_;
-  std::int64_t sample_offset_;
+  Circumstances before_;
 };
 
 // An empty handle that stands for a parameter whose graph data is all that a node needs of it.
@@ -80,14 +94,13 @@ Tensor checkpoint(std::function<Tensor(std::span<const Tensor>)> function, std::
   for (const Tensor& input : inputs) saved_inputs.push_back(saved(input));
   const std::vector<Tensor> leaves(graph_inputs.begin() + static_cast<std::ptrdiff_t>(inputs.size()),
                                    graph_inputs.end());
-  const RankContext& context = RankContext::current();
   detail::attach("checkpoint", std::span(&y, 1), references,
                  [function = std::move(function), saved_inputs = std::move(saved_inputs), leaves,
-                  step = context.step, sample_offset = context.sample_offset,
-                  check_layouts = context.check_layouts](std::span<const Tensor> dys, Needs needs) -> Grads {
+                  first_run = Circumstances::now(), check_layouts = RankContext::current().check_layouts](
+                     std::span<const Tensor> dys, Needs needs) -> Grads {
                    const EnableGrad enable_grad;
                    const LayoutChecks layout_checks(check_layouts);
-                   const ReplayScope replay(step, sample_offset);
+                   const ReplayScope replay(first_run);
                    std::vector<Tensor> again;
                    for (std::size_t i = 0; i < saved_inputs.size(); ++i) {
                      again.push_back(saved_inputs[i].get().detach());

@@ -7,10 +7,12 @@
 
 namespace tessera {
 
-/// Rows of a table: y[..., :] = table[ids[...], :].
+/// Rows of a table: y[..., :] = table[ids[...], :], and zeros where an id is −1: of a table whose rows are
+/// cut over ranks, what another rank holds.
 /// Shapes    table [V, D], ids [...] in i64 → [..., D]
-/// Gradient  dy scattered into the rows, rows of equal id summed in order; f32 for 16-bit tables.
-/// Errors    IndexError that names an id outside [0, V).
+/// Gradient  dy scattered into the rows, rows of equal id summed in order; f32 for 16-bit tables; none of
+///           id −1.
+/// Errors    IndexError that names an id outside [−1, V).
 [[nodiscard]] Tensor embedding(const Tensor& table, const Tensor& ids);
 
 /// y[..., i, ...] = x[..., index[..., i, ...], ...] along `dim`; index (i64) has the shape of y and at most

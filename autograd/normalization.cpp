@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "autograd/graph.h"
 #include "autograd/kernel_layouts.h"
 #include "autograd/layout_rules.h"
@@ -182,20 +184,85 @@ Tensor rms_norm(const Tensor& x, const Tensor& gain, double epsilon) {
                 });
 }
 
-Tensor dropout(const Tensor& x, double p, const kernels::RandomKey& key, std::int64_t first_index) {
-  check_floating("dropout", x);
+namespace {
+
+void check_probability(double p) {
   if (!(p >= 0.0 && p <= 1.0))
     throw ShapeError(fmt::format("dropout: p must lie in [0, 1], but it is {}", p));
+}
+
+// What both passes do: dx is dy under the mask that y had.
+template <class Apply>
+Tensor record_dropout(const Tensor& x, const Apply& apply) {
+  return record("dropout", laid_out(apply(x), layout_rules::linear(x)), {x},
+                [apply](const Tensor& dy, Needs) -> Grads { return {apply(dy)}; });
+}
+
+void check_tokens(const Tensor& x, const TokenIndices& tokens) {
+  const auto count = static_cast<std::int64_t>(tokens.positions.size());
+  if (x.dims() < 2 || x.dim(1) != count) {
+    throw ShapeError(fmt::format("dropout: x must be [B, {}, ...], as there are {} positions, but it is {}",
+                                 count, count, describe(x)));
+  }
+  for (const std::int64_t position : tokens.positions) {
+    if (position >= 0 && position < tokens.sequence_length) continue;
+    throw ShapeError(fmt::format("dropout: position {} is outside of a sequence of {} tokens", position,
+                                 tokens.sequence_length));
+  }
+}
+
+// One past the last of the positions from `begin` on that lie at equal distances.
+std::size_t end_of_run(const std::vector<std::int64_t>& positions, std::size_t begin) {
+  std::size_t end = begin + 1;
+  while (end < positions.size() &&
+         positions[end] - positions[end - 1] == positions[begin + 1] - positions[begin]) {
+    ++end;
+  }
+  return end;
+}
+
+Tensor drop_tokens(const Tensor& x, double p, const kernels::RandomKey& key, const TokenIndices& tokens) {
+  Tensor y = empty(x.shape(), {.dtype = x.dtype(), .device = x.device()});
+  const Tensor values = x.detach().set_layout({});  // parts of a rank's own elements: a slice of no layout
+  const std::int64_t inner = x.num_elements() / std::max<std::int64_t>(1, x.dim(0) * x.dim(1));
+  for (std::size_t begin = 0; begin < tokens.positions.size();) {
+    const std::size_t end = end_of_run(tokens.positions, begin);
+    const auto first = static_cast<std::int64_t>(begin), last = static_cast<std::int64_t>(end);
+    const std::int64_t step = last - first > 1 ? tokens.positions[begin + 1] - tokens.positions[begin] : 1;
+    Tensor part = y.slice(1, first, last);
+    const kernels::View view = part.mutable_view();
+    kernels::GlobalIndex index = kernels::GlobalIndex::row_major(view);
+    index.strides[0] = tokens.sequence_length * inner;
+    index.strides[1] = step * inner;
+    index.base = (tokens.first_sample * tokens.sequence_length + tokens.positions[begin]) * inner;
+    normalization(x).dropout(values.slice(1, first, last).view(), p, key, index, view);
+    begin = end;
+  }
+  return y;
+}
+
+}  // namespace
+
+Tensor dropout(const Tensor& x, double p, const kernels::RandomKey& key, std::int64_t first_index) {
+  check_floating("dropout", x);
+  check_probability(p);
   if (p == 0.0) return x;
-  const auto apply = [p, key, first_index](const Tensor& values) {
+  return record_dropout(x, [p, key, first_index](const Tensor& values) {
     Tensor result = empty_like(values);
     const kernels::View view = result.mutable_view();
     normalization(values).dropout(values.view(), p, key, kernels::GlobalIndex::row_major(view, first_index),
                                   view);
     return result;
-  };
-  return record("dropout", laid_out(apply(x), layout_rules::linear(x)), {x},
-                [apply](const Tensor& dy, Needs) -> Grads { return {apply(dy)}; });
+  });
+}
+
+Tensor dropout(const Tensor& x, double p, const kernels::RandomKey& key, const TokenIndices& tokens) {
+  check_floating("dropout", x);
+  check_probability(p);
+  check_tokens(x, tokens);
+  if (p == 0.0) return x;
+  return record_dropout(
+      x, [p, key, tokens](const Tensor& values) { return drop_tokens(values, p, key, tokens); });
 }
 
 Tensor rotary(const Tensor& x, const Tensor& cosine, const Tensor& sine) {

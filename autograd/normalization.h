@@ -1,6 +1,7 @@
 #pragma once
 
-#include <string_view>
+#include <cstdint>
+#include <vector>
 
 #include "kernels/random_key.h"
 #include "tensor/tensor.h"
@@ -32,6 +33,19 @@ struct ResidualNorm {
 /// first_index + i. It is made again in the backward pass, not stored.
 [[nodiscard]] Tensor dropout(const Tensor& x, double p, const kernels::RandomKey& key,
                              std::int64_t first_index = 0);
+
+/// Which part of [samples, tokens, ...] a rank has.
+struct TokenIndices {
+  std::int64_t first_sample = 0;
+  std::vector<std::int64_t> positions;  ///< of the tokens, in the order in which the rank has them
+  std::int64_t sequence_length = 0;     ///< tokens of a whole sequence
+};
+/// The same for a part of a batch of sequences: element (b, t, i) of x [B, T, ...], i counting all that
+/// follows, has index ((first_sample + b)·sequence_length + positions[t])·I + i, whichever rank has it.
+/// Errors    ShapeError if `positions` is not one for each t, or holds one outside of the sequence.
+/// Cost      A call of the kernel for each run of positions with equal steps.
+[[nodiscard]] Tensor dropout(const Tensor& x, double p, const kernels::RandomKey& key,
+                             const TokenIndices& tokens);
 
 /// Turns pairs (k, k + K/2) of each head by angles that grow with position (Su et al., 2021).
 /// Shapes    x [B, T, H, K], cosine and sine [T, K/2] in f32 (f64 for f64) → [B, T, H, K]

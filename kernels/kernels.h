@@ -168,8 +168,11 @@ struct AttentionOptions {
   double scale = 1.0;      ///< usually 1/√K
   bool causal = true;      ///< query t sees keys s ≤ t + S − T (queries are the last T of S positions)
   double dropout_p = 0.0;  ///< on the probabilities
-  RandomKey key = {};  ///< mask of probability (b, h, t, s): global index ((b·H + h)·T + t)·S + s, plus
-  std::int64_t index_base = 0;  ///< this: first global sample · H·T·S
+  RandomKey key = {};      ///< of the mask of the probabilities
+  /// Where probability (b, h, t, s) of this call lies among those of all ranks. With H heads, T queries and S
+  /// keys over all of them: base ((sample·H + head)·T + query)·S + key of the first, strides {H·T·S, T·S, S,
+  /// 1}.
+  GlobalIndex index = {};
 };
 
 /// Exact attention in tiles (Dao et al., "FlashAttention", 2022): never a T×S buffer.
@@ -214,10 +217,10 @@ class Indexing {
  public:
   virtual ~Indexing() = default;
 
-  /// y [N, D] ← table [V, D] rows ids [N] (i64). Throws IndexError naming the id.
+  /// y [N, D] ← table [V, D] rows ids [N] (i64); zeros for id −1. Throws IndexError naming the id.
   virtual void embedding(const ConstView& table, const ConstView& ids, const View& y) const = 0;
   /// dtable [V, D] ← dtable + scatter of dy [N, D]; dtable in dtype of dy, or f32. Deterministic: rows of
-  /// equal id are added in the order of n.
+  /// equal id are added in the order of n. Rows of id −1 go nowhere.
   virtual void embedding_backward(const ConstView& dy, const ConstView& ids, const View& dtable) const = 0;
 
   /// y[..., i, ...] ← x[..., index[..., i, ...], ...] along `dim`; y has index's (i64) shape.

@@ -33,24 +33,22 @@ CausalSelfAttention::CausalSelfAttention(const CausalSelfAttentionConfig& config
                                                .bias_init = config.bias_init})),
       resid_dropout_(add_module<Dropout>("resid_dropout", config.dropout)) {}
 
-Tensor CausalSelfAttention::attend(const Tensor& qkv, LayerCache* cache) const {
-  const RankContext& context = RankContext::current();
-  const AttentionConfig attention_config{.causal = true,
-                                         .scale = std::nullopt,
-                                         .dropout = training() ? dropout_ : 0.0,
-                                         .key = context.random_key(stream_),
-                                         .first_sample = context.sample_offset};
+Tensor CausalSelfAttention::attend_packed(const Tensor& qkv, LayerCache* cache) const {
+  const AttentionConfig attention_config = config(/*causal=*/true, training() ? dropout_ : 0.0, stream_);
   const std::int64_t heads = qkv.dim(2) / (3 * head_width_);
-  if (cache == nullptr) return attention_packed(qkv, heads, heads, attention_config);
+  if (cache == nullptr && !is_replaced() && heads > 0)
+    return attention_packed(qkv, heads, heads, attention_config);
 
   const Tensor qkv_BTHK = qkv.reshape({qkv.dim(0), qkv.dim(1), 3 * heads, head_width_});
-  const auto [keys, values] =
-      cache->append(qkv_BTHK.slice(2, heads, 2 * heads), qkv_BTHK.slice(2, 2 * heads, 3 * heads));
-  return attention(qkv_BTHK.slice(2, 0, heads), keys, values, attention_config).flatten(2, 3);
+  const Tensor q_BTHK = qkv_BTHK.slice(2, 0, heads), k_BTHK = qkv_BTHK.slice(2, heads, 2 * heads),
+               v_BTHK = qkv_BTHK.slice(2, 2 * heads, 3 * heads);
+  if (cache == nullptr) return attend(q_BTHK, k_BTHK, v_BTHK, attention_config).flatten(2, 3);
+  const auto [keys, values] = cache->append(k_BTHK, v_BTHK);
+  return attention(q_BTHK, keys, values, attention_config).flatten(2, 3);
 }
 
 Tensor CausalSelfAttention::forward(const Tensor& x, LayerCache* cache) {
-  return resid_dropout_(c_proj_(attend(c_attn_(x), cache)));
+  return resid_dropout_(c_proj_(attend_packed(c_attn_(x), cache)));
 }
 
 }  // namespace tessera::nn

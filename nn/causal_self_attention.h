@@ -1,5 +1,6 @@
 #pragma once
 
+#include "nn/attention_core.h"
 #include "nn/dropout.h"
 #include "nn/kv_cache.h"
 #include "nn/linear.h"
@@ -22,9 +23,9 @@ struct CausalSelfAttentionConfig {
 /// Modules   c_attn [3·width, width] (rows: all queries, all keys, all values), c_proj [width, width],
 ///           resid_dropout
 /// Cut       The number of heads at work follows from the width of what c_attn gives, so a rank that holds
-///           the rows of some heads runs the same code.
+///           the rows of some heads, or of none, runs the same code. A bias counts as rows do.
 /// Errors    ConfigError if heads does not divide width.
-class CausalSelfAttention final : public Module {
+class CausalSelfAttention final : public Module, public AttentionCore {
  public:
   explicit CausalSelfAttention(const CausalSelfAttentionConfig& config);
   /// With a cache, x holds the tokens that follow those in it.
@@ -34,7 +35,7 @@ class CausalSelfAttention final : public Module {
   Tensor forward(const Tensor& x, LayerCache* cache);
 
  private:
-  [[nodiscard]] Tensor attend(const Tensor& qkv, LayerCache* cache) const;
+  [[nodiscard]] Tensor attend_packed(const Tensor& qkv, LayerCache* cache) const;
 
   std::int64_t head_width_;
   double dropout_;

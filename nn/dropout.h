@@ -8,9 +8,10 @@ namespace tessera::nn {
 /// et al., 2014).
 ///
 /// The mask is a function of (seed, this module's name, RankContext::step, global index): x's first dimension
-/// is the sample, and sample 0 of x is number RankContext::sample_offset of the step's batch. So the mask of
-/// a sample is the same however the batch is cut into micro-batches and ranks, and when a pass is run again.
-/// Errors    ConfigError if p lies outside [0, 1].
+/// is the sample, and sample 0 of x is number RankContext::sample_offset of the step's batch. Of x
+/// [B, T, ...] the second is the token, whose position nn/token_positions.h knows. So the mask of a token is
+/// the same however batch and sequences are cut into micro-batches and ranks, and when a pass is run again.
+/// Errors    ConfigError if p lies outside [0, 1]; LayoutError if x is cut along its channels.
 class Dropout final : public UnaryModule {
  public:
   explicit Dropout(double p);

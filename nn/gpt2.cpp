@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "autograd/arithmetic.h"
-#include "tensor/create.h"
+#include "nn/token_positions.h"
 
 namespace tessera::nn {
 namespace {
@@ -63,10 +63,8 @@ Gpt2::Gpt2(const Gpt2Config& config)
 }
 
 Tensor Gpt2::embed(const Tensor& ids, std::int64_t first_position) {
-  const Tensor positions =
-      arange(static_cast<double>(first_position), static_cast<double>(first_position + ids.dim(1)), 1.0,
-             {.dtype = kI64, .device = ids.device()});
-  return drop_(wte_(ids) + wpe_(positions));
+  const Tensor words = wte_(ids);
+  return drop_(words + wpe_(position_ids(words, first_position)));
 }
 
 Tensor Gpt2::head(const Tensor& x) { return (*lm_head_)((*ln_f_)(x)); }

@@ -20,11 +20,14 @@ void LanguageModel::check_ids(const Tensor& ids, std::int64_t first_position) co
   if (ids.dims() != 2 || ids.dtype() != kI64) {
     throw ShapeError(fmt::format("{}: ids must be i64 [B, T], but they are {}", type_name(), describe(ids)));
   }
-  if (first_position + ids.dim(1) > context_) {
+  // Of a sequence that is cut over ranks, ids are a part.
+  const bool is_part = RankContext::current().token_positions != nullptr;
+  const std::int64_t length = is_part ? RankContext::current().sequence_length : first_position + ids.dim(1);
+  if (length > context_) {
     throw ShapeError(
         fmt::format("{}: a sequence of {} tokens{} is longer than the model's context of {}; shorten it, "
                     "or build the model with a larger context",
-                    type_name(), first_position + ids.dim(1),
+                    type_name(), length,
                     first_position > 0 ? fmt::format(" ({} of them cached)", first_position) : "", context_));
   }
 }

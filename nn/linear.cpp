@@ -1,5 +1,6 @@
 #include "nn/linear.h"
 
+#include "autograd/arithmetic.h"
 #include "autograd/linear_algebra.h"
 
 namespace tessera::nn {
@@ -15,6 +16,10 @@ Linear::Linear(std::int64_t inputs, std::int64_t outputs, const LinearOptions& o
 
 Linear::Linear(const Tensor& tied_weight) : weight_(tie_parameter("weight", tied_weight)) {}
 
-Tensor Linear::forward(const Tensor& x) { return linear(x, weight_, bias_); }
+Tensor Linear::forward(const Tensor& x) {
+  if (!product_hook_) return linear(x, weight_, bias_);
+  const Tensor y = product_hook_(linear(x, weight_));
+  return bias_.defined() ? y + bias_ : y;
+}
 
 }  // namespace tessera::nn

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <functional>
 #include <optional>
+#include <utility>
 
 #include "nn/module.h"
 
@@ -24,6 +26,12 @@ class Linear final : public UnaryModule {
 
   Tensor forward(const Tensor& x) override;
 
+  /// `hook` sees x·weightᵀ before the bias is added, and what it returns goes on in its place: the reduction
+  /// of a layer whose inputs are cut over ranks, so that the bias is added once, to the sum. Empty (the
+  /// default): product and bias in one pass.
+  using ProductHook = std::function<Tensor(const Tensor& product)>;
+  void set_product_hook(ProductHook hook) { product_hook_ = std::move(hook); }
+
   [[nodiscard]] const Tensor& weight() const noexcept { return weight_; }
   /// Undefined without bias.
   [[nodiscard]] const Tensor& bias() const noexcept { return bias_; }
@@ -31,6 +39,7 @@ class Linear final : public UnaryModule {
  private:
   Tensor weight_;
   Tensor bias_;
+  ProductHook product_hook_;
 };
 
 }  // namespace tessera::nn

@@ -44,27 +44,23 @@ MultiHeadAttention::MultiHeadAttention(const MultiHeadAttentionConfig& config, R
           add_module<Linear>("o_proj", config.width, config.width,
                              LinearOptions{.bias = config.bias, .weight_init = config.output_weight_init})) {}
 
-Tensor MultiHeadAttention::attend(Tensor q_BTHK, Tensor k_BTGK, const Tensor& v_BTGK,
-                                  LayerCache* cache) const {
+Tensor MultiHeadAttention::attend_at_positions(Tensor q_BTHK, Tensor k_BTGK, const Tensor& v_BTGK,
+                                               LayerCache* cache) const {
   if (rotary_ != nullptr) {
     const std::int64_t first_position = cache == nullptr ? 0 : cache->length();
     q_BTHK = (*rotary_)(q_BTHK, first_position);
     k_BTGK = (*rotary_)(k_BTGK, first_position);
   }
-  const RankContext& context = RankContext::current();
-  const AttentionConfig attention_config{.causal = causal_,
-                                         .scale = std::nullopt,
-                                         .dropout = training() ? dropout_ : 0.0,
-                                         .key = context.random_key(stream_),
-                                         .first_sample = context.sample_offset};
-  if (cache == nullptr) return attention(q_BTHK, k_BTGK, v_BTGK, attention_config);
+  const AttentionConfig attention_config = config(causal_, training() ? dropout_ : 0.0, stream_);
+  if (cache == nullptr) return attend(q_BTHK, k_BTGK, v_BTGK, attention_config);
   const auto [keys, values] = cache->append(k_BTGK, v_BTGK);
   return attention(q_BTHK, keys, values, attention_config);
 }
 
 Tensor MultiHeadAttention::forward(const Tensor& x, LayerCache* cache) {
-  const Tensor o_BTHK = attend(split_heads(q_proj_(x), head_width_), split_heads(k_proj_(x), head_width_),
-                               split_heads(v_proj_(x), head_width_), cache);
+  const Tensor o_BTHK =
+      attend_at_positions(split_heads(q_proj_(x), head_width_), split_heads(k_proj_(x), head_width_),
+                          split_heads(v_proj_(x), head_width_), cache);
   return o_proj_(o_BTHK.flatten(2, 3));
 }
 

@@ -25,7 +25,7 @@ struct MultiHeadAttentionConfig {
 ///           width / heads
 /// Cut       As CausalSelfAttention: heads at work follow from the projections' widths.
 /// Errors    ConfigError if heads does not divide width, or kv_heads does not divide heads.
-class MultiHeadAttention final : public Module {
+class MultiHeadAttention final : public Module, public AttentionCore {
  public:
   /// `rotary`, if given, must live as long as this module: usually both belong to one model.
   explicit MultiHeadAttention(const MultiHeadAttentionConfig& config, RotaryEmbedding* rotary = nullptr);
@@ -36,7 +36,8 @@ class MultiHeadAttention final : public Module {
   Tensor forward(const Tensor& x, LayerCache* cache);
 
  private:
-  [[nodiscard]] Tensor attend(Tensor q_BTHK, Tensor k_BTGK, const Tensor& v_BTGK, LayerCache* cache) const;
+  [[nodiscard]] Tensor attend_at_positions(Tensor q_BTHK, Tensor k_BTGK, const Tensor& v_BTGK,
+                                           LayerCache* cache) const;
 
   std::int64_t head_width_;
   bool causal_;

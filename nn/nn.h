@@ -3,6 +3,7 @@
 // Layers, models, and what they are made of.
 
 #include "nn/activations.h"
+#include "nn/attention_core.h"
 #include "nn/causal_self_attention.h"
 #include "nn/dropout.h"
 #include "nn/embedding.h"
@@ -24,3 +25,4 @@
 #include "nn/rotary_embedding.h"
 #include "nn/sequential.h"
 #include "nn/swiglu.h"
+#include "nn/token_positions.h"

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "autograd/indexing.h"
 #include "autograd/normalization.h"
 #include "kernels/error.h"
+#include "nn/token_positions.h"
 #include "tensor/create.h"
 
 namespace tessera::nn {
@@ -45,22 +47,39 @@ void RotaryEmbedding::make_tables(std::int64_t positions, DType dtype, Device de
   sine_ = from_vector(sines, shape).to(dtype);
 }
 
+// Tables of at least `positions` positions that serve x.
+void RotaryEmbedding::ensure_tables(std::int64_t positions, const Tensor& x) {
+  const DType dtype = accumulation_dtype(x.dtype());
+  if (cosine_.defined() && cosine_.dim(0) >= positions && cosine_.dtype() == dtype &&
+      cosine_.device() == x.device()) {
+    return;
+  }
+  // At least double, so that generation makes them a few times and not for each token.
+  const std::int64_t known = cosine_.defined() ? cosine_.dim(0) : 0;
+  make_tables(known < positions ? std::max(positions, 2 * known) : known, dtype, x.device());
+  chosen_cosine_ = chosen_sine_ = Tensor();
+}
+
 Tensor RotaryEmbedding::forward(const Tensor& x, std::int64_t first_position) {
   if (x.dims() != 4 || x.dim(3) != head_width_) {
     throw ShapeError(
         fmt::format("rotary embedding: x must be [B, T, H, {}], but it is {}", head_width_, describe(x)));
   }
-  const std::int64_t end = first_position + x.dim(1);
-  const DType dtype = accumulation_dtype(x.dtype());
-  if (!cosine_.defined() || cosine_.dim(0) < end || cosine_.dtype() != dtype ||
-      cosine_.device() != x.device()) {
-    // At least double, so that generation makes them a few times and not for each token.
-    const std::int64_t known = cosine_.defined() ? cosine_.dim(0) : 0;
-    make_tables(known < end ? std::max(end, 2 * known) : known, dtype, x.device());
+  if (holds_part_of_tokens(x)) {
+    const std::vector<std::int64_t> positions = token_indices(x, first_position).positions;
+    ensure_tables(positions.empty() ? 0 : std::ranges::max(positions) + 1, x);
+    if (positions != chosen_positions_ || !chosen_cosine_.defined()) {
+      const CategoryScope category(MemoryCategory::kWorkspace);
+      const Tensor ids = from_vector<std::int64_t>(positions).to(x.device());
+      chosen_cosine_ = embedding(cosine_, ids);
+      chosen_sine_ = embedding(sine_, ids);
+      chosen_positions_ = positions;
+    }
+    return rotary(x, chosen_cosine_, chosen_sine_);
   }
-  const Tensor cosine = cosine_.slice(0, first_position, end);
-  const Tensor sine = sine_.slice(0, first_position, end);
-  return rotary(x, cosine, sine);
+  const std::int64_t end = first_position + x.dim(1);
+  ensure_tables(end, x);
+  return rotary(x, cosine_.slice(0, first_position, end), sine_.slice(0, first_position, end));
 }
 
 }  // namespace tessera::nn

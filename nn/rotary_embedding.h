@@ -1,5 +1,7 @@
 #pragma once
 
+#include <vector>
+
 #include "nn/module.h"
 
 namespace tessera::nn {
@@ -7,7 +9,8 @@ namespace tessera::nn {
 /// Rotary position embedding (Su et al., "RoFormer", 2021): the pair (k, k + K/2) of each head is turned by
 /// the angle position · base^(−2k/K), so that a product q·k depends on the distance of two positions only.
 ///
-/// Shapes    x [B, T, H, K] → the same; x[:, t] stands at position `first_position` + t
+/// Shapes    x [B, T, H, K] → the same; x[:, t] stands at position `first_position` + t, or where
+///           RankContext::token_positions says (nn/token_positions.h)
 /// Memory    Cosines and sines of the positions seen so far, [positions, K/2] in f32 (f64 for f64), made at
 ///           first use. One module serves all blocks of a model.
 /// Errors    ConfigError if the head width is odd; ShapeError if x has another head width.
@@ -21,11 +24,14 @@ class RotaryEmbedding final : public Module {
 
  private:
   void make_tables(std::int64_t positions, DType dtype, Device device);
+  void ensure_tables(std::int64_t positions, const Tensor& x);
 
   std::int64_t head_width_;
   double base_;
   Tensor cosine_;  // not buffers: they follow from the two numbers above
   Tensor sine_;
+  std::vector<std::int64_t> chosen_positions_;  // of a part of the tokens: the rows that all layers use
+  Tensor chosen_cosine_, chosen_sine_;
 };
 
 }  // namespace tessera::nn

@@ -1,16 +1,25 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "kernels/context.h"
 #include "kernels/random_key.h"
 #include "tensor/autograd_meta.h"
 #include "tensor/device.h"
+#include "tensor/layout.h"
 #include "tensor/memory.h"
 
 namespace tessera {
+
+/// Where a rank stands on one axis of the mesh.
+struct MeshPlace {
+  int index = 0;
+  int size = 1;
+};
 
 /// Everything that belongs to one rank. Ranks may be threads of one process, so none of this is global: each
 /// thread works under the context that it installed, and a thread that installed none has a default of its
@@ -57,6 +66,13 @@ class RankContext {
   std::uint64_t step = 0;
   /// Global index, within the step's batch, of the first sample computed now.
   std::int64_t sample_offset = 0;
+  /// Where the tokens computed now stand in their sequences, in the order in which they lie along T; null: at
+  /// 0, 1, 2, ... A sequence that is cut over ranks sets it, with the length of the whole.
+  std::shared_ptr<const std::vector<std::int64_t>> token_positions;
+  std::int64_t sequence_length = 0;  ///< tokens of a whole sequence; 0: as many as a tensor has
+  /// This rank's place on each axis, by MeshAxis: which piece it has of what a layout says is cut.
+  std::array<MeshPlace, kMeshAxes.size()> mesh;
+  [[nodiscard]] const MeshPlace& place(MeshAxis axis) const { return mesh[static_cast<std::size_t>(axis)]; }
 
   bool grad_enabled = true;                               ///< see autograd/grad_mode.h
   bool check_layouts = true;                              ///< see autograd/layout_rules.h

@@ -125,15 +125,16 @@ void stable_order(const std::int64_t* ids, std::int64_t stride, std::int64_t n, 
     return;
   }
   // Counting sort: where each id begins, then every position to its place.
-  std::vector<std::int64_t> next(static_cast<std::size_t>(limit), 0);
-  for (std::int64_t i = 0; i < n; ++i) ++next[static_cast<std::size_t>(ids[i * stride])];
+  std::vector<std::int64_t> next(static_cast<std::size_t>(limit + 1), 0);
+  const auto slot = [=](std::int64_t i) { return static_cast<std::size_t>(ids[i * stride] + 1); };
+  for (std::int64_t i = 0; i < n; ++i) ++next[slot(i)];
   std::int64_t begin = 0;
   for (std::int64_t& count : next) {
     const std::int64_t size = count;
     count = begin;
     begin += size;
   }
-  for (std::int64_t i = 0; i < n; ++i) order[next[static_cast<std::size_t>(ids[i * stride])]++] = i;
+  for (std::int64_t i = 0; i < n; ++i) order[next[slot(i)]++] = i;
 }
 
 }  // namespace tessera::kernels

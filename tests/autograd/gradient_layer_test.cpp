@@ -131,6 +131,11 @@ void add_normalization_rows(std::vector<Row>& rows) {
                     return softmax(in[0]).transpose(0, 2);
                   }});
   rows.push_back({"dropout", "everything", {{.shape = {7}}}, [](In in) { return dropout(in[0], 1.0, {}); }});
+  rows.push_back(
+      {"dropout", "some_tokens", {{.shape = {2, 5, 3}}}, [](In in) {
+         const TokenIndices tokens{.first_sample = 3, .positions = {8, 2, 3, 4, 0}, .sequence_length = 9};
+         return dropout(in[0], 0.5, {.seed = 1}, tokens).transpose(1, 2);
+       }});
   rows.push_back({"dropout", "strided_dy", {{.shape = {3, 4}}}, [](In in) {
                     return dropout(in[0], 0.5, {.seed = 1}).transpose(0, 1);
                   }});

@@ -22,7 +22,8 @@ struct AttentionCase {
   std::int64_t batch, queries, keys, heads, groups, width;
   bool causal = true;
   double dropout_p = 0.0;
-  std::int64_t index_base = 0;
+  std::int64_t first_index = 0;
+  std::int64_t key_step = 1;  ///< between the global indices of two keys; other strides are that of row-major
 };
 const AttentionCase kCases[] = {
     {"one of everything", 1, 1, 1, 1, 1, 1},
@@ -42,6 +43,7 @@ const AttentionCase kCases[] = {
     {"one key head", 2, 12, 12, 4, 1, 8},
     {"dropout", 2, 70, 70, 2, 1, 8, true, 0.25},
     {"dropout, global index", 1, 9, 130, 2, 2, 8, false, 0.5, 123456789},
+    {"dropout, every third key of the whole", 2, 9, 70, 2, 2, 8, false, 0.5, 5, 3},
 };
 
 /// Tensors of one case, in memory orders that are not all row-major. Outputs begin as noise: all of it must
@@ -70,7 +72,8 @@ struct Problem {
     options.causal = test.causal;
     options.dropout_p = test.dropout_p;
     options.key = kKey;
-    options.index_base = test.index_base;
+    const std::int64_t keys = test.keys * test.key_step, queries = test.queries;
+    options.index = {test.first_index, {test.heads * queries * keys, queries * keys, keys, test.key_step}};
   }
   void forward(const Attention& kernels) {
     kernels.attention(q.view(), k.view(), v.view(), options, o.view(), lse.view());
@@ -120,7 +123,8 @@ struct Reference {
       const auto i = static_cast<std::size_t>(s);
       weight[i] = std::exp(score * p.options.scale);
       total += weight[i];
-      const std::int64_t index = c.index_base + ((b * c.heads + h) * c.queries + t) * c.keys + s;
+      const std::int64_t index =
+          c.first_index + (((b * c.heads + h) * c.queries + t) * c.keys + s) * c.key_step;
       const bool keep =
           dropout_keeps(random_word(kKey, static_cast<std::uint64_t>(index)), dropout_threshold(c.dropout_p));
       kept[i] = keep ? 1.0 / (1.0 - c.dropout_p) : 0.0;
@@ -261,7 +265,7 @@ TEST(Attention, DoesNotDependOnTheNumberOfThreads) {
 }
 
 TEST(Attention, OfASampleIsThatSampleOfTheBatchWithDropoutToo) {
-  // Data-parallel ranks hold samples of a batch; index_base tells which.
+  // Data-parallel ranks hold samples of a batch; the first index tells which.
   for (const InstructionSet set : supported_sets()) {
     const AttentionCase both{"", 2, 70, 70, 2, 2, 8, true, 0.25},
         one{"", 1, 70, 70, 2, 2, 8, true, 0.25, 2 * 70 * 70};

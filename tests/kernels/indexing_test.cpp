@@ -40,7 +40,7 @@ TEST(Embedding, CopiesRowsOfEveryDTypeAndLayout) {
 }
 
 TEST(Embedding, NamesTheIdThatIsOutsideTheTable) {
-  for (const std::int64_t bad : {-1, 11}) {
+  for (const std::int64_t bad : {-2, 11}) {
     HostArray table(kF32, {11, 4}), ids(kI64, {3}), y(kF32, {3, 4});
     ids.set({2}, static_cast<double>(bad));
     const Indexing& kernels = of(DeviceType::kCpu).indexing;
@@ -53,6 +53,43 @@ TEST(Embedding, NamesTheIdThatIsOutsideTheTable) {
       EXPECT_NE(message.find("[0, 11)"), std::string::npos) << message;
     }
     EXPECT_THROW(kernels.embedding_backward(y.view(), ids.view(), table.view()), IndexError);
+  }
+}
+
+TEST(Embedding, OfMinusOneIsZeros) {
+  for (const InstructionSet set : supported_sets()) {
+    for (const DType dtype : {kF64, kF32, kBF16}) {
+      for (const Layout layout : kInputLayouts) {
+        LaidOut table(dtype, {7, 5}, layout), ids(kI64, {4}, Layout::kStepped),
+            y(dtype, {4, 5}, Layout::kContiguous);
+        table.fill([] { return 3.0; });
+        y.fill([] { return 8.0; });
+        std::int64_t n = 0;
+        ids.fill([&] { return n++ % 2 == 0 ? -1.0 : 6.0; });
+        cpu_kernels(set).indexing.embedding(table.view(), ids.view(), y.view());
+        expect_elements(
+            y, [](const Sizes& i) { return i[0] % 2 == 0 ? 0.0 : 3.0; }, 0);
+      }
+    }
+  }
+}
+
+TEST(EmbeddingBackward, OfMinusOneGoesNowhere) {
+  for (const InstructionSet set : supported_sets()) {
+    // Ids are sorted in two ways: by counting in a small table, by comparing in a large one.
+    for (const std::int64_t vocabulary : {3, 3000}) {
+      LaidOut table(kF32, {vocabulary, 4}, Layout::kContiguous), ids(kI64, {6}, Layout::kContiguous),
+          dy(kF32, {6, 4}, Layout::kContiguous);
+      table.fill([] { return 1.0; });
+      dy.fill([] { return 2.0; });
+      std::int64_t n = 0;
+      ids.fill([&] { return std::vector<double>{-1, 2, 0, -1, 2, -1}[static_cast<std::size_t>(n++)]; });
+      cpu_kernels(set).indexing.embedding_backward(dy.view(), ids.view(), table.view());
+      expect_elements(
+          table, [](const Sizes& i) { return i[0] == 2   ? 5.0
+                                             : i[0] == 0 ? 3.0
+                                                         : 1.0; }, 0);
+    }
   }
 }
 

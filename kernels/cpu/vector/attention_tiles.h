@@ -111,7 +111,7 @@ struct AttentionShape {
   std::uint32_t threshold = 0;
   double keep_scale = 1.0;
   RandomKey key;
-  std::int64_t index_base;
+  GlobalIndex index;
 
   TESSERA_INLINE AttentionShape(const ConstView& q, const ConstView& k, const AttentionOptions& options)
       : batch(q.shape[0]),
@@ -123,7 +123,7 @@ struct AttentionShape {
         causal(options.causal),
         key_offset(k.shape[1] - q.shape[1]),
         key(options.key),
-        index_base(options.index_base) {
+        index(options.index) {
     if (options.dropout_p > 0.0) {
       threshold = dropout_threshold(options.dropout_p);
       keep_scale = options.dropout_p < 1.0 ? 1.0 / (1.0 - options.dropout_p) : 0.0;
@@ -150,9 +150,16 @@ TESSERA_INLINE void dropout_factors(const AttentionShape& shape, std::int64_t b,
   std::uint32_t words[kTile];
   const T scale = static_cast<T>(shape.keep_scale);
   for (std::int64_t q = 0; q < queries; ++q) {
-    const std::int64_t row = (b * shape.heads + h) * shape.queries + first_query + q;
-    random_words(shape.key, static_cast<std::uint64_t>(shape.index_base + row * shape.keys + first_key), keys,
-                 words);
+    const std::int64_t* const strides = shape.index.strides;
+    const std::int64_t first = shape.index.base + b * strides[0] + h * strides[1] +
+                               (first_query + q) * strides[2] + first_key * strides[3];
+    if (strides[3] == 1) {
+      random_words(shape.key, static_cast<std::uint64_t>(first), keys, words);
+    } else {
+      for (std::int64_t s = 0; s < keys; ++s) {
+        words[s] = random_word(shape.key, static_cast<std::uint64_t>(first + s * strides[3]));
+      }
+    }
     for (std::int64_t s = 0; s < keys; ++s) {
       factors[s * kTile + q] = dropout_keeps(words[s], shape.threshold) ? scale : T(0);
     }

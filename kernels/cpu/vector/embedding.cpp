@@ -1,4 +1,5 @@
-// Rows of a table by id, and the sum of gradients back into them. N ids, V rows of D.
+// Rows of a table by id, and the sum of gradients back into them. N ids, V rows of D. Id −1 stands for a row
+// of zeros that no table holds.
 
 #include <cstring>
 
@@ -53,7 +54,7 @@ void add_rows(const ConstView& dy, const std::int64_t* positions, std::int64_t n
 }  // namespace
 
 void embedding_rows(const ConstView& table, const ConstView& ids, const View& y) {
-  check_indices("embedding", "id", ids, table.shape[0]);
+  check_indices("embedding", "id", ids, table.shape[0], -1);
   const std::int64_t* id = static_cast<const std::int64_t*>(ids.data);
   const std::int64_t width = y.shape[1];
   const bool plain_rows =
@@ -62,6 +63,10 @@ void embedding_rows(const ConstView& table, const ConstView& ids, const View& y)
   parallel_for(y.shape[0], kGrain / (width + 1) + 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t n = begin; n < end; ++n) {
       const std::int64_t row = id[n * ids.strides[0]];
+      if (row < 0) {
+        fill_elements(row_of(y, n), 0.0);
+        continue;
+      }
       if (!plain_rows) {
         copy_elements(row_of(table, row), row_of(y, n));
         continue;
@@ -74,7 +79,7 @@ void embedding_rows(const ConstView& table, const ConstView& ids, const View& y)
 }
 
 void embedding_backward_rows(const ConstView& dy, const ConstView& ids, const View& dtable) {
-  check_indices("embedding_backward", "id", ids, dtable.shape[0]);
+  check_indices("embedding_backward", "id", ids, dtable.shape[0], -1);
   const std::int64_t n = dy.shape[0], width = dy.shape[1];
   if (n == 0 || width == 0) return;
   // Positions by id: a row of the table has one thread, which adds in the order of positions.
@@ -93,6 +98,10 @@ void embedding_backward_rows(const ConstView& dy, const ConstView& ids, const Vi
       const std::int64_t row = id_at(begin);
       std::int64_t last = begin + 1;
       while (last < n && id_at(last) == row) ++last;
+      if (row < 0) {
+        begin = last;
+        continue;
+      }
       const View table_row = row_of(dtable, row);
       in_f64 ? add_rows<double>(dy, order + begin, last - begin, table_row)
              : add_rows<float>(dy, order + begin, last - begin, table_row);

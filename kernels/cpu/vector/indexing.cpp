@@ -7,8 +7,10 @@
 
 namespace tessera::kernels::TESSERA_ISA {
 
-void check_indices(const char* operation, const char* what, const ConstView& indices, std::int64_t limit) {
+void check_indices(const char* operation, const char* what, const ConstView& indices, std::int64_t limit,
+                   std::int64_t lowest) {
   const Loop loop = make_loop(LoopOrder::kRowMajor, indices);
+  const std::uint64_t first = static_cast<std::uint64_t>(lowest);
   parallel_for(loop.size, kGrain, [&](std::int64_t begin, std::int64_t end) {
     TileInput<std::int64_t> input(loop, 0);
     std::int64_t position = begin;
@@ -17,10 +19,12 @@ void check_indices(const char* operation, const char* what, const ConstView& ind
       int outside = 0;
 #pragma omp simd reduction(| : outside)
       for (std::int64_t i = 0; i < tile.size; ++i) {
-        outside |= static_cast<std::uint64_t>(values[i]) >= static_cast<std::uint64_t>(limit) ? 1 : 0;
+        outside |= static_cast<std::uint64_t>(values[i]) - first >= static_cast<std::uint64_t>(limit) - first
+                       ? 1
+                       : 0;
       }
       for (std::int64_t i = 0; outside != 0 && i < tile.size; ++i) {
-        if (values[i] < 0 || values[i] >= limit)
+        if (values[i] < lowest || values[i] >= limit)
           throw_index_error(operation, what, values[i], position + i, limit);
       }
       position += tile.size;

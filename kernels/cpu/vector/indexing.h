@@ -6,8 +6,9 @@
 
 namespace tessera::kernels::TESSERA_ISA {
 
-/// Throws IndexError for the first element, in row-major order, that is outside [0, limit).
-void check_indices(const char* operation, const char* what, const ConstView& indices, std::int64_t limit);
+/// Throws IndexError for the first element, in row-major order, that is outside [lowest, limit).
+void check_indices(const char* operation, const char* what, const ConstView& indices, std::int64_t limit,
+                   std::int64_t lowest = 0);
 
 // embedding.cpp
 void embedding_rows(const ConstView& table, const ConstView& ids, const View& y);
