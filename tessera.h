@@ -20,6 +20,8 @@
 #include "dist/data_parallel.h"
 #include "dist/job.h"
 #include "dist/mesh.h"
+#include "dist/zero.h"
+#include "dist/zero_plan.h"
 #include "nn/nn.h"
 #include "optim/adam.h"
 #include "optim/clip.h"

@@ -17,8 +17,7 @@
 namespace tessera::dist::testing {
 namespace {
 
-constexpr std::int64_t kVocab = 251, kTime = 10;
-constexpr double kMaxNorm = 0.05;  // below every norm of these runs: clipping is active in each step
+constexpr std::int64_t kTime = 10;
 constexpr std::int64_t kIgnored = -100;
 
 std::int64_t token(int step, std::int64_t sample, std::int64_t t) {
@@ -28,6 +27,8 @@ std::int64_t token(int step, std::int64_t sample, std::int64_t t) {
 
 /// How many of a sample's targets count: all, or three, or (one sample of each batch) none.
 std::int64_t num_targets(std::int64_t sample) { return sample == 11 ? 0 : sample % 5 == 0 ? 3 : kTime; }
+
+}  // namespace
 
 std::int64_t num_targets(std::int64_t first, std::int64_t count) {
   std::int64_t sum = 0;
@@ -46,6 +47,8 @@ Tensor sum_of_losses(nn::LanguageModel& model, int step, std::int64_t first, std
   const Shape shape{count, kTime};
   return model.loss(from_vector(ids, shape), from_vector(targets, shape), Reduction::kSum);
 }
+
+namespace {
 
 std::vector<std::pair<std::string, std::vector<double>>> values_of(const NamedTensors& tensors) {
   std::vector<std::pair<std::string, std::vector<double>>> values;

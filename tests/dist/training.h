@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "dist/communicator.h"
+#include "nn/language_model.h"
 
 namespace tessera::dist::testing {
 
@@ -40,6 +41,14 @@ inline constexpr std::int64_t kGlobalBatch = 24;
 inline const std::string kGpt2 = "layers=2,heads=2,width=16,context=10,dropout=0.1";
 inline const std::string kLlama =
     "family=llama,layers=2,heads=4,kv_heads=2,width=16,hidden=24,context=10,dropout=0.1";
+
+/// How many targets of the samples [first, first + count) of a batch count.
+[[nodiscard]] std::int64_t num_targets(std::int64_t first, std::int64_t count);
+/// Sum of the losses of samples [first, first + count) of a step's batch.
+[[nodiscard]] Tensor sum_of_losses(nn::LanguageModel& model, int step, std::int64_t first, std::int64_t count);
+/// Below every norm of these runs, so that clipping is active in each step.
+inline constexpr double kMaxNorm = 0.05;
+inline constexpr std::int64_t kVocab = 251;
 
 struct Trained {
   std::vector<double> losses;      ///< of each step: the mean over the global batch's targets that count

@@ -1,0 +1,172 @@
+#include "dist/zero_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <tuple>
+
+#include "autograd/graph.h"
+#include "kernels/error.h"
+#include "nn/language_model.h"
+
+namespace tessera::dist {
+
+ZeroPlacement ZeroPlacement::stage(int stage) {
+  constexpr Spread kWhole = Spread::kWhole, kAll = Spread::kAll;
+  switch (stage) {
+    case 0:
+      return {kWhole, kWhole, kWhole};
+    case 1:
+      return {kWhole, kWhole, kAll};
+    case 2:
+      return {kWhole, kAll, kAll};
+    case 3:
+      return {kAll, kAll, kAll};
+    default:
+      throw ConfigError(fmt::format("ZeRO has stages 0, 1, 2 and 3, but {} was asked for", stage));
+  }
+}
+
+int DataRanks::ways(Spread spread) const noexcept {
+  return spread == Spread::kWhole ? 1 : spread == Spread::kInner ? inner : size();
+}
+
+// A shard group cuts first, so that gathering parameters never leaves it; the outer groups cut its slices.
+int DataRanks::part(Spread spread, int data_rank) const noexcept {
+  const int p = data_rank % inner, q = data_rank / inner;
+  return spread == Spread::kWhole ? 0 : spread == Spread::kInner ? p : p * outer + q;
+}
+
+Range ZeroPlan::part_of(std::size_t parameter, Range slice) const noexcept {
+  const std::int64_t first = parameters[parameter].offset;
+  const std::int64_t size = parameters[parameter].record.tensor.num_elements();
+  const std::int64_t begin = std::max<std::int64_t>(slice.begin - first, 0);
+  const std::int64_t end = std::min(slice.end - first, size);
+  return begin < end ? Range{begin, end} : Range{};
+}
+
+namespace {
+
+// Where nothing is cut over shard groups, all data ranks are one.
+DataRanks arrange(const MeshShape& mesh, const ZeroOptions& options) {
+  const int shard_size = options.shard_size;
+  const int size = mesh[MeshAxis::kDp] * mesh[MeshAxis::kCp];
+  if (shard_size < 0 || (shard_size > 0 && size % shard_size != 0)) {
+    throw ConfigError(
+        fmt::format("ZeRO: a shard group of {} ranks does not divide the {} data ranks of mesh {} (dp {} x "
+                    "cp {}); choose a shard_size that does, or 0 for all of them",
+                    shard_size, size, mesh.to_string(), mesh[MeshAxis::kDp], mesh[MeshAxis::kCp]));
+  }
+  const auto [parameters, gradients, optimizer] = options.placement;
+  const bool any_inner =
+      parameters == Spread::kInner || gradients == Spread::kInner || optimizer == Spread::kInner;
+  const int inner = shard_size == 0 || !any_inner ? size : shard_size;
+  return {.inner = inner, .outer = size / inner};
+}
+
+const char* name(Spread spread) {
+  return spread == Spread::kWhole ? "whole" : spread == Spread::kInner ? "inner" : "all";
+}
+
+// What is cut into one part is whole, and with one shard group the two ways to cut are one: so the mechanism
+// has no special case for them.
+ZeroPlacement normalised(const ZeroPlacement& asked, const DataRanks& ranks) {
+  if (asked.parameters > asked.gradients || asked.gradients > asked.optimizer) {
+    throw ConfigError(
+        fmt::format("ZeRO: parameters {}, gradients {}, optimizer {}: gradients must be cut at least as far "
+                    "as parameters, and optimizer state at least as far as gradients; nearest: {}, {}, {}",
+                    name(asked.parameters), name(asked.gradients), name(asked.optimizer),
+                    name(asked.parameters), name(std::max(asked.parameters, asked.gradients)),
+                    name(std::max({asked.parameters, asked.gradients, asked.optimizer}))));
+  }
+  const auto normal = [&ranks](Spread spread) {
+    if (ranks.ways(spread) == 1) return Spread::kWhole;
+    return ranks.outer == 1 ? Spread::kInner : spread;
+  };
+  return {normal(asked.parameters), normal(asked.gradients), normal(asked.optimizer)};
+}
+
+// A block with all that is below it, or a module with the parameters of its own; parents before children.
+void collect_units(nn::Module& module, std::vector<std::pair<nn::Module*, std::vector<Tensor>>>& units) {
+  const bool is_block = dynamic_cast<nn::Block*>(&module) != nullptr;
+  const NamedTensors parameters = is_block ? module.named_parameters() : module.own_parameters();
+  if (!parameters.empty()) {
+    units.emplace_back(&module, std::vector<Tensor>());
+    for (const auto& [parameter_name, parameter] : parameters) units.back().second.push_back(parameter);
+  }
+  if (is_block) return;
+  for (const auto& [child_name, child] : module.children()) collect_units(*child, units);
+}
+
+std::vector<MeshAxis> sum_axes(const nn::ParameterRecord& record, const MeshShape& mesh) {
+  std::vector<MeshAxis> axes;
+  for (const MeshAxis axis : kMeshAxes) {
+    const AxisLayout layout = record.tensor.layout()[axis];
+    if (layout.is_partial()) {
+      throw ConfigError(
+          fmt::format("ZeRO: the parameter {} has the layout {}; a parameter is never a partial "
+                      "sum: make it R, and its gradient is summed over {}",
+                      record.name, to_string(record.tensor.layout()), tessera::name(axis)));
+    }
+    const bool is_data = axis == MeshAxis::kDp || axis == MeshAxis::kCp;
+    if (layout.is_replicated() && !is_data && mesh[axis] > 1) axes.push_back(axis);
+  }
+  return axes;
+}
+
+}  // namespace
+
+ZeroPlan plan_zero(nn::Module& model, const MeshShape& mesh, const ZeroOptions& options) {
+  ZeroPlan plan;
+  plan.mesh = mesh;
+  plan.ranks = arrange(mesh, options);
+  plan.placement = normalised(options.placement, plan.ranks);
+  plan.keep_full_gradients = options.keep_full_gradients;
+  plan.persistence_threshold = options.persistence_threshold;
+
+  std::vector<std::pair<nn::Module*, std::vector<Tensor>>> units;
+  collect_units(model, units);
+  for (const auto& [module, parameters] : units) {
+    plan.units.push_back({.name = module->name(), .module = module, .flats = {}});
+  }
+
+  // A flat for each combination of what its parameters must have in common.
+  std::map<std::tuple<std::vector<std::size_t>, DType, bool, std::vector<MeshAxis>>, std::size_t> flat_of;
+  for (nn::ParameterRecord& record : model.parameter_records()) {
+    std::vector<std::size_t> users;
+    for (std::size_t u = 0; u < units.size(); ++u) {
+      const bool uses = std::ranges::any_of(
+          units[u].second, [&record](const Tensor& parameter) { return parameter.is_same(record.tensor); });
+      if (uses) users.push_back(u);
+    }
+    const bool trainable = record.tensor.requires_grad();
+    const DType dtype = record.tensor.dtype();
+    std::vector<MeshAxis> axes = sum_axes(record, mesh);
+    const auto [found, is_new] = flat_of.try_emplace({users, dtype, trainable, axes}, plan.flats.size());
+    if (is_new) {
+      for (const std::size_t u : users) plan.units[u].flats.push_back(plan.flats.size());
+      plan.flats.push_back({.parameters = {},
+                            .units = users,
+                            .sum_axes = std::move(axes),
+                            .dtype = dtype,
+                            .gradient_dtype = accumulation_dtype(dtype),
+                            .trainable = trainable});
+    }
+    ZeroFlat& flat = plan.flats[found->second];
+    const bool cut_on_tp = record.tensor.layout()[MeshAxis::kTp].is_sharded();
+    flat.parameters.push_back(plan.parameters.size());
+    plan.parameters.push_back({std::move(record), found->second, flat.elements, cut_on_tp});
+    flat.elements += plan.parameters.back().record.tensor.num_elements();
+  }
+
+  // The finest cut decides: a frozen flat has only parameters.
+  for (ZeroFlat& flat : plan.flats) {
+    const std::int64_t parts =
+        plan.ranks.ways(flat.trainable ? plan.placement.optimizer : plan.placement.parameters);
+    flat.padded = (flat.elements + parts - 1) / parts * parts;
+  }
+  return plan;
+}
+
+}  // namespace tessera::dist

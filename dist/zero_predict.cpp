@@ -1,0 +1,129 @@
+// Memory and traffic of a ZeroPlan, from shapes alone (DISTRIBUTED: Rajbhandari et al., 2020, sections 5 and
+// 7). With Ψ elements, N data ranks and g micro-batches, elements that a rank sends, times (N−1)/N:
+//
+//     stage 0, 1   2Ψ          all-reduce, or reduce-scatter and all-gather, once a step
+//     stage 2      (g+1)Ψ      a reduce-scatter for each micro-batch, one all-gather
+//     stage 3      3gΨ         two all-gathers and a reduce-scatter for each micro-batch
+//
+// A tied weight is gathered for each of its units.
+
+#include <algorithm>
+
+#include "dist/zero_plan.h"
+
+namespace tessera::dist {
+namespace {
+
+std::int64_t bytes(std::int64_t elements, DType dtype) {
+  return elements * static_cast<std::int64_t>(size_bytes(dtype));
+}
+
+// Adds calls of one kind up; those of a group of one rank are not made.
+class Ledger {
+ public:
+  void add(const std::string& group, Collective op, std::int64_t elements, DType dtype, int num_ranks,
+           int rank, std::int64_t calls) {
+    if (num_ranks == 1 || calls == 0) return;
+    const auto found = std::ranges::find_if(
+        rows_, [&](const ZeroTraffic& row) { return row.group == group && row.op == op; });
+    ZeroTraffic& row =
+        found != rows_.end() ? *found : rows_.emplace_back(ZeroTraffic{.group = group, .op = op});
+    row.calls += calls;
+    row.sent_bytes += calls * sent_bytes(op, elements, dtype, num_ranks, rank, -1);
+  }
+  [[nodiscard]] std::vector<ZeroTraffic> sorted() && {
+    std::ranges::sort(rows_, {}, [](const ZeroTraffic& row) { return std::pair(row.group, row.op); });
+    return std::move(rows_);
+  }
+
+ private:
+  std::vector<ZeroTraffic> rows_;
+};
+
+// Times that a flat is gathered in one micro-batch.
+std::int64_t gathers(const ZeroPlan& plan, const ZeroFlat& flat) {
+  const auto first_trainable = std::ranges::find_if(plan.units, [&plan](const ZeroUnit& unit) {
+    return std::ranges::any_of(unit.flats, [&plan](std::size_t f) { return plan.flats[f].trainable; });
+  });
+  const auto first = static_cast<std::size_t>(first_trainable - plan.units.begin());
+  return static_cast<std::int64_t>(flat.units.size()) +
+         std::ranges::count_if(flat.units, [first](std::size_t u) { return u >= first; });
+}
+
+}  // namespace
+
+ZeroGroupNames zero_group_names(const ZeroPlan& plan) {
+  const int dp = plan.mesh[MeshAxis::kDp], cp = plan.mesh[MeshAxis::kCp];
+  const std::string data = cp == 1 ? "dp" : dp == 1 ? "cp" : "dp+cp";
+  return {.data = data,
+          .inner = plan.ranks.outer == 1 ? data : data + ".inner",
+          .gather = data + ".gather",
+          .outer = data + ".outer"};
+}
+
+ZeroMemory predict_memory(const ZeroPlan& plan, int data_rank, std::int64_t optimizer_bytes) {
+  const auto held = [&plan](const ZeroFlat& flat, Spread spread) {
+    return flat.padded / plan.ranks.ways(spread);
+  };
+  ZeroMemory memory;
+  for (const ZeroFlat& flat : plan.flats) {
+    memory.parameters += bytes(held(flat, plan.placement.parameters), flat.dtype);
+    if (!flat.trainable) continue;
+    memory.gradients += bytes(held(flat, plan.placement.gradients), flat.gradient_dtype);
+    // Padding has no optimizer state.
+    const Spread spread = plan.placement.optimizer;
+    const Range slice = flat.slice(plan.ranks.ways(spread), plan.ranks.part(spread, data_rank));
+    memory.optimizer +=
+        (std::min(slice.end, flat.elements) - std::min(slice.begin, flat.elements)) * optimizer_bytes;
+  }
+  if (plan.placement.parameters == Spread::kWhole) return memory;
+  for (const ZeroUnit& unit : plan.units) {
+    std::int64_t gathered = 0;
+    for (const std::size_t f : unit.flats) gathered += bytes(plan.flats[f].padded, plan.flats[f].dtype);
+    memory.gathered_parameters = std::max(memory.gathered_parameters, gathered);
+  }
+  return memory;
+}
+
+std::vector<ZeroTraffic> predict_traffic(const ZeroPlan& plan, const MeshShape::Coordinate& coordinate,
+                                         int accumulation) {
+  const ZeroGroupNames names = zero_group_names(plan);
+  const auto [inner, outer] = plan.ranks;
+  const int data_rank = coordinate[MeshAxis::kDp] * plan.mesh[MeshAxis::kCp] + coordinate[MeshAxis::kCp];
+  const int p = data_rank % inner, q = data_rank / inner;
+  const auto [parameters, gradients, optimizer] = plan.placement;
+  const bool every_time = !plan.keep_full_gradients;
+  Ledger ledger;
+  for (const ZeroFlat& flat : plan.flats) {
+    const std::int64_t slice = flat.padded / inner, piece = slice / outer;  // of a flat cut that far
+    if (parameters != Spread::kWhole) {
+      const std::int64_t times = plan.is_persistent(flat) ? 1 : gathers(plan, flat) * accumulation;
+      ledger.add(names.gather, Collective::kAllGather, slice, flat.dtype, inner, p, times);
+    }
+    if (!flat.trainable) continue;
+    const DType dtype = flat.gradient_dtype;
+    if (optimizer == Spread::kWhole) {
+      ledger.add(names.data, Collective::kAllReduce, flat.padded, dtype, inner * outer, data_rank, 1);
+    } else {
+      ledger.add(names.inner, Collective::kReduceScatter, slice, dtype, inner, p,
+                 gradients != Spread::kWhole && every_time ? accumulation : 1);
+      if (optimizer == Spread::kAll) {
+        ledger.add(names.outer, Collective::kReduceScatter, piece, dtype, outer, q,
+                   gradients == Spread::kAll && every_time ? accumulation : 1);
+        ledger.add(names.outer, Collective::kAllGather, piece, flat.dtype, outer, q, 1);
+      } else {
+        ledger.add(names.outer, Collective::kAllReduce, slice, dtype, outer, q, 1);
+      }
+      if (parameters == Spread::kWhole) {
+        ledger.add(names.inner, Collective::kAllGather, slice, flat.dtype, inner, p, 1);
+      }
+    }
+    for (const MeshAxis axis : flat.sum_axes) {
+      ledger.add(name(axis), Collective::kAllReduce, flat.padded / plan.ranks.ways(optimizer), dtype,
+                 plan.mesh[axis], coordinate[axis], 1);
+    }
+  }
+  return std::move(ledger).sorted();
+}
+
+}  // namespace tessera::dist

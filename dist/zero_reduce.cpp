@@ -1,0 +1,285 @@
+// How gradients are summed up.
+//
+// Each flat with trainable parameters has a buffer that its gradients are views of, so that autograd adds to
+// it in place. When the last gradient of a flat is complete, the sum over ranks begins; in one order on all
+// ranks, the model's from back to front. Where it leads depends on how far optimizer state is cut:
+//
+//     whole   all-reduce over the data ranks
+//     inner   reduce-scatter over the shard group, then all-reduce over the outer group
+//     all     reduce-scatter over both
+//
+// in place, in the buffer: a rank's result is its own slice. Where gradients are cut, the slice is added to
+// `accumulated` and the buffer dropped, for each micro-batch; the steps that optimizer state is cut further
+// than gradients are made once, after the last micro-batch.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "autograd/grad_mode.h"
+#include "dist/zero_state.h"
+#include "kernels/error.h"
+#include "tensor/context.h"
+#include "tensor/create.h"
+
+namespace tessera::dist::detail {
+namespace {
+
+// A rank that is ahead waits for the others before it has more full gradients than this in memory. Where
+// parameters are cut, gathers keep the ranks together.
+constexpr std::size_t kMaxUnderWay = 2;
+
+}  // namespace
+
+ZeroReduce::ZeroReduce(FlatSet& flats)
+    : set_(flats), flats_(flats.plan.flats.size()), complete_(flats.plan.parameters.size()) {
+  const CategoryScope category(MemoryCategory::kGradient);
+  const Spread spread = set_.plan.placement.gradients;
+  for (std::size_t i = flats_.size(); i-- > 0;) {
+    const ZeroFlat& plan = set_.plan.flats[i];
+    if (!plan.trainable) continue;
+    order_.push_back(i);
+    if (spread == Spread::kWhole) {
+      ensure_buffer(i);
+    } else {
+      set_.memory[i].accumulated =
+          zeros({set_.slice(plan, spread).size()}, {.dtype = plan.gradient_dtype, .device = cpu});
+    }
+  }
+}
+
+// --- The buffer --------------------------------------------------------------------------------------------
+
+void ZeroReduce::ensure_buffer(std::size_t flat) {
+  Tensor& gradients = set_.memory[flat].gradients;
+  if (gradients.defined()) return;
+  const ZeroFlat& plan = set_.plan.flats[flat];
+  const CategoryScope category(MemoryCategory::kGradient);
+  gradients = zeros({plan.padded}, {.dtype = plan.gradient_dtype, .device = cpu});
+  for (const std::size_t parameter : plan.parameters) attach(parameter);
+}
+
+// Gradients may have been dropped or replaced by the program, or made by autograd before there was a buffer:
+// what is there is moved into the buffer. It would not be reduced otherwise.
+void ZeroReduce::attach(std::size_t index) {
+  const ZeroParameter& place = set_.plan.parameters[index];
+  Tensor parameter = place.record.tensor;
+  const Shape& shape = parameter.shape();
+  Tensor view = set_.memory[place.flat].gradients.as_strided(shape, contiguous_strides(shape), place.offset);
+  const Tensor current = parameter.grad();
+  if (!current.defined()) {
+    view.zero();
+  } else if (current.view().data == view.view().data) {
+    return;
+  } else {
+    view.copy_from(current);
+  }
+  parameter.set_grad(view);
+}
+
+void ZeroReduce::drop_buffer(std::size_t flat) {
+  for (const std::size_t parameter : set_.plan.flats[flat].parameters) {
+    Tensor tensor = set_.plan.parameters[parameter].record.tensor;
+    tensor.set_grad({});
+  }
+  set_.memory[flat].gradients = {};
+}
+
+// --- A backward pass ---------------------------------------------------------------------------------------
+
+bool ZeroReduce::keeps_full() const {
+  return set_.plan.keep_full_gradients && set_.plan.placement.gradients != Spread::kWhole;
+}
+
+bool ZeroReduce::is_due() const {
+  return last_ || (set_.plan.placement.gradients != Spread::kWhole && !keeps_full());
+}
+
+void ZeroReduce::begin_backward(bool last) {
+  last_ = last;
+  in_backward_ = true;
+  num_started_ = num_done_ = 0;
+  for (Flat& flat : flats_) flat = {};
+  std::fill(complete_.begin(), complete_.end(), std::uint8_t{0});
+  for (const std::size_t flat : order_) {
+    if (!set_.memory[flat].gradients.defined()) continue;
+    for (const std::size_t parameter : set_.plan.flats[flat].parameters) attach(parameter);
+  }
+}
+
+void ZeroReduce::prepare_unit(std::size_t unit) {
+  for (const std::size_t flat : set_.plan.units[unit].flats) {
+    if (set_.plan.flats[flat].trainable && flats_[flat].step == Step::kCollecting) ensure_buffer(flat);
+  }
+}
+
+void ZeroReduce::gradient_is_complete(std::size_t parameter) {
+  const ZeroParameter& place = set_.plan.parameters[parameter];
+  Flat& flat = flats_[place.flat];
+  if (!in_backward_ || flat.step != Step::kCollecting) {
+    throw AutogradError(fmt::format(
+        "Zero: a backward pass added to the gradient of '{}' {}; every backward pass stands between "
+        "begin_backward() and end_backward(), one in each pair",
+        place.record.name,
+        in_backward_ ? "after it was on its way to the other ranks" : "outside of those announced"));
+  }
+  ensure_buffer(place.flat);
+  attach(parameter);
+  if (std::exchange(complete_[parameter], std::uint8_t{1}) == 0) ++flat.complete;
+  if (!is_due()) return;
+  start_complete_ones();
+  advance(set_.plan.placement.parameters == Spread::kWhole ? kMaxUnderWay : order_.size());
+}
+
+bool ZeroReduce::unit_is_complete(std::size_t unit) const {
+  return std::ranges::all_of(set_.plan.units[unit].flats, [this](std::size_t flat) {
+    return set_.plan.flats[flat].trainable &&
+           flats_[flat].complete == set_.plan.flats[flat].parameters.size();
+  });
+}
+
+void ZeroReduce::end_backward() {
+  if (is_due()) {
+    while (num_started_ < order_.size()) start(order_[num_started_++]);
+    advance(0);
+  }
+  in_backward_ = false;
+}
+
+// --- The sum over ranks ------------------------------------------------------------------------------------
+
+Buffer ZeroReduce::buffer(std::size_t flat, Range range) const {
+  const FlatMemory& memory = set_.memory[flat];
+  const bool is_whole = memory.gradients.defined();
+  const Tensor& x = is_whole ? memory.gradients : memory.accumulated;
+  const std::int64_t begin = range.begin - (is_whole ? 0 : home_begin(flat));
+  auto* const data = static_cast<std::byte*>(x.storage().data());
+  return {data + begin * static_cast<std::int64_t>(size_bytes(x.dtype())), range.size(), x.dtype()};
+}
+
+void ZeroReduce::start_complete_ones() {
+  while (num_started_ < order_.size()) {
+    const std::size_t next = order_[num_started_];
+    if (flats_[next].complete < set_.plan.flats[next].parameters.size()) return;
+    ++num_started_;
+    start(next);
+  }
+}
+
+// A parameter that this rank did not use has gradient 0: the buffer's.
+void ZeroReduce::start(std::size_t index) {
+  const ZeroFlat& plan = set_.plan.flats[index];
+  Flat& flat = flats_[index];
+  ensure_buffer(index);
+  for (const std::size_t parameter : plan.parameters) attach(parameter);
+  flat.step = Step::kInner;
+  if (set_.plan.placement.optimizer == Spread::kWhole) {
+    if (set_.groups.data->size() > 1)
+      flat.work = set_.groups.data->all_reduce_async(buffer(index, {0, plan.padded}));
+  } else if (set_.plan.ranks.inner > 1) {
+    flat.work = set_.groups.inner->reduce_scatter_async(buffer(index, {0, plan.padded}),
+                                                        buffer(index, set_.slice(plan, Spread::kInner)));
+  }
+}
+
+bool ZeroReduce::is_outer_due() const {
+  const auto [parameters, gradients, optimizer] = set_.plan.placement;
+  if (set_.plan.ranks.outer == 1 || optimizer == Spread::kWhole) return false;
+  return last_ || gradients == Spread::kAll;
+}
+
+void ZeroReduce::start_outer(std::size_t index) {
+  const ZeroFlat& plan = set_.plan.flats[index];
+  const Buffer slice = buffer(index, set_.slice(plan, Spread::kInner));
+  if (set_.plan.placement.optimizer == Spread::kAll) {
+    flats_[index].work =
+        set_.groups.outer->reduce_scatter_async(slice, buffer(index, set_.slice(plan, Spread::kAll)));
+  } else {
+    flats_[index].work = set_.groups.outer->all_reduce_async(slice);
+  }
+}
+
+// One step after the other for a flat; true when it has made all.
+bool ZeroReduce::is_through(std::size_t index, bool wait) {
+  Flat& flat = flats_[index];
+  const auto complete = [&flat, wait] {
+    if (wait) flat.work.wait();
+    return wait || flat.work.test();
+  };
+  if (flat.step == Step::kInner && complete()) {
+    flat.work = {};
+    if (set_.plan.placement.gradients == Spread::kInner) finish(index);
+    flat.step = is_outer_due() ? Step::kOuter : Step::kDone;
+    if (flat.step == Step::kOuter) start_outer(index);
+    if (flat.step == Step::kDone && set_.plan.placement.gradients == Spread::kAll) finish(index);
+  }
+  if (flat.step == Step::kOuter && complete()) {
+    flat.work = {};
+    flat.step = Step::kDone;
+    if (set_.plan.placement.gradients == Spread::kAll) finish(index);
+  }
+  return flat.step == Step::kDone;
+}
+
+// What a cut keeps of the buffer.
+void ZeroReduce::finish(std::size_t index) {
+  const Range slice = set_.slice(set_.plan.flats[index], set_.plan.placement.gradients);
+  FlatMemory& memory = set_.memory[index];
+  memory.accumulated.add_scaled(memory.gradients.slice(0, slice.begin, slice.end));
+  drop_buffer(index);
+}
+
+// In order, since the second step of a flat must not overtake that of an earlier one.
+void ZeroReduce::advance(std::size_t may_be_under_way) {
+  while (num_done_ < num_started_) {
+    const bool wait = num_started_ - num_done_ > may_be_under_way;
+    if (!is_through(order_[num_done_], wait)) return;
+    ++num_done_;
+  }
+}
+
+void ZeroReduce::sum_over_further_axes() {
+  std::vector<Work> works;
+  for (const MeshAxis axis : kMeshAxes) {
+    for (const std::size_t flat : order_) {
+      const ZeroFlat& plan = set_.plan.flats[flat];
+      if (std::ranges::find(plan.sum_axes, axis) == plan.sum_axes.end()) continue;
+      works.push_back(set_.mesh->group(axis).all_reduce_async(
+          buffer(flat, set_.slice(plan, set_.plan.placement.optimizer))));
+    }
+    for (Work& work : works) work.wait();
+    works.clear();
+  }
+}
+
+// --- The result --------------------------------------------------------------------------------------------
+
+const Tensor& ZeroReduce::home(std::size_t flat) const {
+  const FlatMemory& memory = set_.memory[flat];
+  return set_.plan.placement.gradients == Spread::kWhole ? memory.gradients : memory.accumulated;
+}
+
+std::int64_t ZeroReduce::home_begin(std::size_t flat) const {
+  return set_.slice(set_.plan.flats[flat], set_.plan.placement.gradients).begin;
+}
+
+Tensor ZeroReduce::gradient_piece(std::size_t parameter, Range part) const {
+  const ZeroParameter& place = set_.plan.parameters[parameter];
+  const std::int64_t begin = place.offset + part.begin - home_begin(place.flat);
+  const bool is_whole = set_.plan.placement.optimizer == Spread::kWhole;
+  const Shape shape = is_whole ? place.record.tensor.shape() : Shape{part.size()};
+  return home(place.flat).as_strided(shape, contiguous_strides(shape), part.size() == 0 ? 0 : begin);
+}
+
+void ZeroReduce::zero() {
+  in_backward_ = false;
+  for (const std::size_t flat : order_) {
+    flats_[flat] = {};
+    Tensor result = home(flat);
+    result.zero();
+    if (set_.plan.placement.gradients != Spread::kWhole && set_.memory[flat].gradients.defined())
+      drop_buffer(flat);
+  }
+}
+
+}  // namespace tessera::dist::detail

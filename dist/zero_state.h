@@ -1,0 +1,199 @@
+#pragma once
+
+// Private to dist/: what Zero is made of. zero.cpp lays a model out, zero_gather.cpp brings cut parameters
+// and drops them, zero_reduce.cpp sums gradients up, zero_pieces.cpp joins parts to whole tensors.
+
+#include <memory>
+#include <vector>
+
+#include "dist/mesh.h"
+#include "dist/zero.h"
+#include "dist/zero_plan.h"
+#include "tensor/tensor.h"
+
+namespace tessera::dist::detail {
+
+/// One flat, in memory.
+struct FlatMemory {
+  Tensor elements;   ///< [padded]; parameters are views of it. Its storage comes and goes where they are cut
+  Tensor shard;      ///< this rank's slice of it, where parameters are cut
+  Tensor gradients;  ///< [padded]; this rank's own sum. Where gradients are cut, only in backward passes
+  Tensor accumulated;  ///< this rank's slice of the sum over ranks, where gradients are cut
+};
+
+struct ZeroGroups {
+  Communicator* data = nullptr;          ///< all data ranks
+  Communicator* inner = nullptr;         ///< the shard group, for reductions
+  std::shared_ptr<Communicator> gather;  ///< the same ranks, for gathers: the two do not wait for each other
+  std::shared_ptr<Communicator> outer;   ///< null if there is one shard group
+  std::shared_ptr<Communicator> own_inner;  ///< keeps `inner` alive
+};
+
+/// What gathers and reductions share.
+struct FlatSet {
+  ZeroPlan plan;
+  ZeroOptions options;
+  const Mesh* mesh = nullptr;
+  ZeroGroups groups;
+  int data_rank = 0;
+  std::vector<FlatMemory> memory;  ///< by flat
+
+  /// What this rank holds of a flat that is cut by `spread`.
+  [[nodiscard]] Range slice(const ZeroFlat& flat, Spread spread) const {
+    return flat.slice(plan.ranks.ways(spread), plan.ranks.part(spread, data_rank));
+  }
+  /// Copies what this rank holds of a parameter, where parameters are cut, from its (local) values.
+  void write_shard(std::size_t parameter, const Tensor& values);
+};
+
+/// Brings parameters before their use and drops them after it, in the order of one schedule.
+class ZeroGather {
+ public:
+  explicit ZeroGather(FlatSet& flats);
+
+  // Around a forward pass of the model, and of a unit in it. A unit that is entered within a backward pass is
+  // run again by recomputation: it then stays until its backward pass has ended.
+  void begin_forward();
+  void end_forward();
+  void enter(std::size_t unit);
+  void leave(std::size_t unit);
+
+  // The same for backward passes.
+  void begin_backward();
+  void end_backward();
+  void enter_backward(std::size_t unit);
+  void leave_backward(std::size_t unit);
+
+  /// Values have changed: whatever is still gathered is out of date.
+  void drop_all();
+  /// After the first step; without effect later.
+  void end_recording();
+  /// An exception ended the step.
+  void give_up();
+
+ private:
+  enum class Presence : std::uint8_t { kDropped, kUnderWay, kHere };
+  struct Flat {
+    Presence presence = Presence::kDropped;
+    int holds = 0;  // of units that use it now
+    Work work{};
+  };
+  struct Unit {
+    bool in_forward = false;
+    bool in_backward = false;
+  };
+  // The units of a pass in their order. `cursor` is behind the last one that was used.
+  struct Pass {
+    std::vector<std::size_t> units{};
+    std::vector<std::int32_t> used{};
+    std::size_t cursor = 0;
+  };
+
+  void acquire(std::size_t unit, Pass& pass);
+  void release(std::size_t unit);
+  void start(std::size_t flat);
+  void finish(std::size_t flat);
+  void drop_if_unused(std::size_t flat);
+  void drop(std::size_t flat);
+  void take_part(std::size_t unit);
+  void catch_up(Pass& pass, std::size_t end);
+  void prefetch(const Pass& pass);
+  [[nodiscard]] bool is_used_again_soon(std::size_t flat) const;
+  void agree_on_schedule();
+  [[nodiscard]] bool uses(std::size_t unit, std::size_t flat) const;
+
+  FlatSet& set_;
+  std::vector<Flat> flats_;
+  std::vector<Unit> units_;
+  Pass forward_;
+  Pass backward_;
+  bool recording_ = true;
+  bool in_backward_ = false;
+  std::int64_t live_elements_ = 0;
+};
+
+/// Sums gradients up over micro-batches and ranks.
+class ZeroReduce {
+ public:
+  explicit ZeroReduce(FlatSet& flats);
+
+  void begin_backward(bool last);
+  void end_backward();
+  /// The backward pass of a unit begins: its gradients will be added to one buffer.
+  void prepare_unit(std::size_t unit);
+  /// The leaf has its whole gradient of this pass.
+  void gradient_is_complete(std::size_t parameter);
+  /// True once all parameters of the unit have theirs, and none of it is frozen.
+  [[nodiscard]] bool unit_is_complete(std::size_t unit) const;
+  void sum_over_further_axes();
+  void zero();
+
+  /// This rank's piece of the reduced gradient of a parameter.
+  [[nodiscard]] Tensor gradient_piece(std::size_t parameter, Range part) const;
+
+ private:
+  enum class Step : std::uint8_t { kCollecting, kInner, kOuter, kDone };
+  struct Flat {
+    std::size_t complete = 0;
+    Step step = Step::kCollecting;
+    Work work{};
+  };
+
+  [[nodiscard]] bool keeps_full() const;
+  [[nodiscard]] bool is_due() const;
+  [[nodiscard]] Buffer buffer(std::size_t flat, Range range) const;
+  [[nodiscard]] const Tensor& home(std::size_t flat) const;
+  [[nodiscard]] std::int64_t home_begin(std::size_t flat) const;
+  void ensure_buffer(std::size_t flat);
+  void attach(std::size_t parameter);
+  void start(std::size_t flat);
+  void start_outer(std::size_t flat);
+  [[nodiscard]] bool is_outer_due() const;
+  void finish(std::size_t flat);
+  [[nodiscard]] bool is_through(std::size_t flat, bool wait);
+  void start_complete_ones();
+  void advance(std::size_t may_be_under_way);
+  void drop_buffer(std::size_t flat);
+
+  FlatSet& set_;
+  std::vector<std::size_t> order_;  // of reductions: trainable flats, the last used first
+  std::vector<Flat> flats_;
+  std::vector<std::uint8_t> complete_;  // by parameter
+  std::size_t num_started_ = 0;         // of order_
+  std::size_t num_done_ = 0;
+  bool last_ = false;
+  bool in_backward_ = false;
+};
+
+/// All of Zero but its interface.
+struct ZeroState : FlatSet {
+  explicit ZeroState(FlatSet set) : FlatSet(std::move(set)), gather(*this), reduce(*this) {}
+
+  ZeroGather gather;
+  ZeroReduce reduce;
+  NamedTensors pieces;
+  std::vector<std::size_t> piece_parameters;  // of pieces
+  enum class Phase : std::uint8_t { kAccumulating, kReduced, kFinished } phase = Phase::kAccumulating;
+  bool in_backward = false;
+  bool last = false;  // of the backward pass under way
+
+  void check_in_backward(const std::string& what) const;
+  void check_trainable() const;
+  void make_pieces();
+  void set_piece_gradients();
+  void bring_new_values();
+  [[nodiscard]] std::size_t parameter_index(const char* operation, const std::string& name) const;
+  /// True if this rank is the one whose copy of a piece counts.
+  [[nodiscard]] bool counts(std::size_t parameter) const;
+  /// Joins the parts that the data ranks hold of a tensor cut as `spread` cuts.
+  [[nodiscard]] Tensor join(std::size_t parameter, const Tensor& part, Spread spread) const;
+  /// Between a parameter's local values and those of the unsharded model.
+  [[nodiscard]] Tensor logical(const std::string& name, const Tensor& local) const;
+  [[nodiscard]] Tensor local_part(const char* operation, std::size_t parameter, const Tensor& whole) const;
+};
+
+/// Gives the model memory for what this rank holds.
+void materialise(nn::Module& model, FlatSet& flats, const FillParameter& fill);
+[[nodiscard]] std::unique_ptr<optim::PieceExchange> make_exchange(std::shared_ptr<ZeroState> state);
+
+}  // namespace tessera::dist::detail

@@ -1,0 +1,108 @@
+#include "tests/dist/zero_training.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "autograd/ops.h"
+#include "nn/model_factory.h"
+#include "optim/adam.h"
+#include "optim/clip.h"
+#include "tensor/context.h"
+#include "tensor/create.h"
+
+namespace tessera::dist::testing {
+namespace {
+
+std::vector<std::pair<std::string, std::vector<double>>> whole_values(const Zero& zero) {
+  std::vector<std::pair<std::string, std::vector<double>>> values;
+  for (const ZeroParameter& parameter : zero.plan().parameters) {
+    const std::string& name = parameter.record.name;
+    values.emplace_back(name, zero.whole(name).to_vector<double>());
+  }
+  return values;
+}
+
+std::vector<ZeroTraffic> traffic_of(const Tape& tape) {
+  std::vector<ZeroTraffic> rows;
+  for (const TapeTotal& total : tape.totals()) {
+    if (total.group != "world") rows.push_back({total.group, total.op, total.calls, total.sent_bytes});
+  }
+  return rows;
+}
+
+ZeroTrained train(Job& job, const ZeroTraining& training) {
+  Communicator& world = job.world();
+  RankContext context({.rank = world.rank(), .world_size = world.size(), .num_threads = 1, .seed = 17});
+  const RankContext::Scope scope(context);
+  const MeshShape shape =
+      MeshShape::parse(training.mesh.empty() ? fmt::format("dp={}", world.size()) : training.mesh);
+  const Mesh mesh(shape, job.shared_world());
+  const MemoryPool& pool = *context.pool(cpu);
+  ZeroTrained result;
+
+  const auto model = [&training] {
+    const DeviceScope on_meta(meta);
+    auto built = nn::make_language_model(training.model, kVocab);
+    built->to(training.dtype);
+    return built;
+  }();
+  model->set_recompute(training.recompute);
+  if (training.prepare) training.prepare(*model);
+  Zero zero(*model, mesh, training.zero);
+  result.after_construction = pool.report();
+  result.trained.num_parameters = model->num_parameters();
+  result.trained.initial_weights = whole_values(zero);
+  optim::AdamW optimizer(zero.pieces(), {.lr = 1e-3, .beta2 = 0.95, .weight_decay = 0.1},
+                         optim::no_decay_for_biases_and_norms());
+
+  Communicator& data = mesh.group(MeshAxis::kDp, MeshAxis::kCp);
+  const std::int64_t per_rank = kGlobalBatch / data.size();
+  const std::int64_t micro_batch = training.micro_batch == 0 ? per_rank : training.micro_batch;
+  const std::int64_t accumulation = per_rank / micro_batch;
+  const auto valid = static_cast<double>(num_targets(0, kGlobalBatch));
+  for (int step = 0; step < training.steps; ++step) {
+    context.step = static_cast<std::uint64_t>(step);
+    context.pool(cpu)->reset_peak();
+    job.tape().reset_totals();
+    double loss_sum[1] = {0.0};
+    for (std::int64_t pass = 0; pass < accumulation; ++pass) {
+      const std::int64_t first = data.rank() * per_rank + pass * micro_batch;
+      context.sample_offset = first;
+      const Tensor loss = sum_of_losses(*model, step, first, micro_batch);
+      loss_sum[0] += loss.item();
+      zero.begin_backward(pass == accumulation - 1);
+      (loss / valid).backward();
+      zero.end_backward();
+    }
+    zero.finish_gradients();
+    const double norm = std::sqrt(zero.global_grad_sum_of_squares());
+    optimizer.step({.grad_scale = optim::clip_factor(norm, kMaxNorm)});
+    zero.after_update();
+    zero.zero_gradients();
+    result.traffic = traffic_of(job.tape());
+    result.between_steps = pool.report();
+    data.all_reduce(buffer_of(loss_sum));
+    result.trained.losses.push_back(loss_sum[0] / valid);
+    result.trained.grad_norms.push_back(norm);
+    if (training.after_step) training.after_step(*model, zero, step);
+  }
+  result.trained.weights = whole_values(zero);
+  // Moments have the parameter's dtype, or f32 and a master beside them.
+  const std::int64_t optimizer_bytes = training.dtype == kF64 ? 16 : training.dtype == kF32 ? 8 : 12;
+  result.predicted_memory = zero.predicted_memory(optimizer_bytes);
+  result.predicted_traffic = zero.predicted_traffic(static_cast<int>(accumulation));
+  for (const ZeroFlat& flat : zero.plan().flats) result.padded_elements += flat.padded;
+  return result;
+}
+
+}  // namespace
+
+std::vector<ZeroTrained> train_with_zero(int num_ranks, const ZeroTraining& training) {
+  std::vector<ZeroTrained> results(static_cast<std::size_t>(num_ranks));
+  run_thread_ranks(num_ranks,
+                   [&](Job& job) { results[static_cast<std::size_t>(job.rank())] = train(job, training); });
+  return results;
+}
+
+}  // namespace tessera::dist::testing
