@@ -20,26 +20,6 @@ const kernels::Attention& attention_kernels(const Tensor& x) {
   return kernels::of(x.device().type).attention;
 }
 
-void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v) {
-  const bool four = q.dims() == 4 && k.dims() == 4 && v.dims() == 4;
-  // No heads at all are a rank's share when there are fewer heads than ranks.
-  const auto divides = [](std::int64_t groups, std::int64_t heads) {
-    return groups == 0 ? heads == 0 : heads % groups == 0;
-  };
-  if (!four || k.shape() != v.shape() || q.dim(0) != k.dim(0) || q.dim(3) != k.dim(3) ||
-      !divides(k.dim(2), q.dim(2))) {
-    throw ShapeError(
-        fmt::format("attention: q [B, T, H, K] and k, v [B, S, G, K] with G dividing H are needed, but came "
-                    "{}, {} and {}",
-                    to_string(q.shape()), to_string(k.shape()), to_string(v.shape())));
-  }
-  if (!is_floating(q.dtype()) || k.dtype() != q.dtype() || v.dtype() != q.dtype()) {
-    throw DTypeError(
-        fmt::format("attention: q, k and v must have one floating dtype, but they are {}, {} and {}",
-                    name(q.dtype()), name(k.dtype()), name(v.dtype())));
-  }
-}
-
 struct Forward {
   Tensor o, lse;
   Forward(const Tensor& q, const Tensor& k, const Tensor& v, const kernels::AttentionOptions& options)
@@ -52,6 +32,25 @@ struct Forward {
 };
 
 }  // namespace
+
+void detail::check_attention(const char* operation, const Tensor& q, const Tensor& k, const Tensor& v) {
+  const bool four = q.dims() == 4 && k.dims() == 4 && v.dims() == 4;
+  // No heads at all are a rank's share when there are fewer heads than ranks.
+  const auto divides = [](std::int64_t groups, std::int64_t heads) {
+    return groups == 0 ? heads == 0 : heads % groups == 0;
+  };
+  if (!four || k.shape() != v.shape() || q.dim(0) != k.dim(0) || q.dim(3) != k.dim(3) ||
+      !divides(k.dim(2), q.dim(2))) {
+    throw ShapeError(
+        fmt::format("{}: q [B, T, H, K] and k, v [B, S, G, K] with G dividing H are needed, but came {}, {} "
+                    "and {}",
+                    operation, to_string(q.shape()), to_string(k.shape()), to_string(v.shape())));
+  }
+  if (!is_floating(q.dtype()) || k.dtype() != q.dtype() || v.dtype() != q.dtype()) {
+    throw DTypeError(fmt::format("{}: q, k and v must have one floating dtype, but they are {}, {} and {}",
+                                 operation, name(q.dtype()), name(k.dtype()), name(v.dtype())));
+  }
+}
 
 kernels::AttentionOptions detail::attention_options(const AttentionConfig& config, const Tensor& q,
                                                     const Tensor& k) {
@@ -77,7 +76,7 @@ kernels::AttentionOptions detail::attention_options(const AttentionConfig& confi
 //   dv = Pᵀ·do,   dS = P∘(do·vᵀ − D),   dq = dS·k·scale,   dk = dSᵀ·q·scale
 // P is made again tile by tile from the saved log-sum-exp.
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionConfig& config) {
-  check_shapes(q, k, v);
+  detail::check_attention("attention", q, k, v);
   const Layout layout = layout_rules::attention("attention", q, k, v);
   const kernels::AttentionOptions options = detail::attention_options(config, q, k);
   const Forward forward(with_unit_stride(q), with_unit_stride(k), with_unit_stride(v), options);
@@ -121,7 +120,7 @@ Tensor attention_packed(const Tensor& qkv, std::int64_t query_heads, std::int64_
   }
   const Layout layout = layout_rules::attention("attention", qkv, qkv, qkv);
   const Unpacked parts(qkv.detach().contiguous(), query_heads, key_heads);
-  check_shapes(parts.q, parts.k, parts.v);
+  detail::check_attention("attention_packed", parts.q, parts.k, parts.v);
   const kernels::AttentionOptions options = detail::attention_options(config, parts.q, parts.k);
   const Forward forward(parts.q, parts.k, parts.v, options);
   const Tensor y = forward.o.reshape({qkv.dim(0), qkv.dim(1), query_heads * parts.q.dim(3)});

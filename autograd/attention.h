@@ -48,6 +48,8 @@ using AttentionFunction =
     std::function<Tensor(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionConfig& config)>;
 
 namespace detail {
+/// Throws ShapeError or DTypeError unless q, k and v fit each other.
+void check_attention(const char* operation, const Tensor& q, const Tensor& k, const Tensor& v);
 /// What the kernels are told about a call with q [B, T, H, K] and k [B, S, G, K].
 [[nodiscard]] kernels::AttentionOptions attention_options(const AttentionConfig& config, const Tensor& q,
                                                           const Tensor& k);

@@ -1,0 +1,68 @@
+#include "dist/sequence_cut.h"
+
+#include <fmt/format.h>
+
+#include "autograd/indexing.h"
+#include "dist/collectives.h"
+#include "kernels/error.h"
+
+namespace tessera::dist {
+namespace {
+
+void check(std::int64_t length, int num_ranks) {
+  if (length >= 0 && num_ranks >= 1) return;
+  throw ConfigError(fmt::format("sequence cut: {} tokens can't be cut over {} ranks", length, num_ranks));
+}
+
+}  // namespace
+
+SequenceCut SequenceCut::balanced(std::int64_t length, int num_ranks) {
+  check(length, num_ranks);
+  return {length, num_ranks, true};
+}
+
+SequenceCut SequenceCut::contiguous(std::int64_t length, int num_ranks) {
+  check(length, num_ranks);
+  return {length, num_ranks, false};
+}
+
+std::vector<SequenceCut::Chunk> SequenceCut::chunks(int rank) const {
+  std::vector<Chunk> result;
+  const int count = is_balanced_ ? 2 * num_ranks_ : num_ranks_;
+  for (const int c : {rank, 2 * num_ranks_ - 1 - rank}) {
+    if (c >= count) continue;
+    const Chunk chunk{shard_begin(length_, count, c), shard_size(length_, count, c)};
+    if (chunk.size > 0) result.push_back(chunk);
+  }
+  return result;
+}
+
+std::int64_t SequenceCut::size(int rank) const {
+  std::int64_t total = 0;
+  for (const Chunk& chunk : chunks(rank)) total += chunk.size;
+  return total;
+}
+
+std::shared_ptr<const std::vector<std::int64_t>> SequenceCut::positions(int rank) const {
+  auto result = std::make_shared<std::vector<std::int64_t>>();
+  for (const Chunk& chunk : chunks(rank)) {
+    for (std::int64_t i = 0; i < chunk.size; ++i) result->push_back(chunk.begin + i);
+  }
+  return result;
+}
+
+Tensor SequenceCut::take(const Tensor& whole, int dim, int rank) const {
+  if (whole.dim(dim) != length_) {
+    throw ShapeError(
+        fmt::format("sequence cut: a tensor of {} tokens along dimension {} is needed, but came {}", length_,
+                    dim, describe(whole)));
+  }
+  std::vector<Tensor> parts;
+  for (const Chunk& chunk : chunks(rank)) {
+    parts.push_back(whole.slice(dim, chunk.begin, chunk.begin + chunk.size));
+  }
+  if (parts.empty()) return whole.slice(dim, 0, 0);
+  return parts.size() == 1 ? parts.front() : concat(parts, dim);
+}
+
+}  // namespace tessera::dist

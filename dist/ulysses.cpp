@@ -1,0 +1,74 @@
+// B batch, T tokens of all ranks, n of this one, H query heads, G key/value heads, K head width.
+
+#include "dist/ulysses.h"
+
+#include <fmt/format.h>
+
+#include "dist/collectives.h"
+#include "kernels/error.h"
+
+namespace tessera::dist {
+namespace {
+
+void check(const Tensor& q, const Tensor& k, const Tensor& v, const Communicator& group,
+           const SequenceCut& cut) {
+  if (cut.num_ranks() != group.size()) {
+    throw ShapeError(
+        fmt::format("ulysses_attention: the sequence is cut over {} ranks, but the group '{}' has {}",
+                    cut.num_ranks(), group.name(), group.size()));
+  }
+  tessera::detail::check_attention("ulysses_attention", q, k, v);
+  const std::int64_t tokens = cut.size(group.rank());
+  if (q.dim(1) != tokens || k.dim(1) != tokens) {
+    throw ShapeError(fmt::format(
+        "ulysses_attention: of {} tokens over {} ranks rank {} has {}, but q is {} and k {}", cut.length(),
+        group.size(), group.rank(), tokens, to_string(q.shape()), to_string(k.shape())));
+  }
+  if (cut.is_balanced() && group.size() > 1) {
+    throw ConfigError(
+        "ulysses_attention: the exchange joins pieces in rank order, and a balanced cut is in another: use "
+        "SequenceCut::contiguous, or dist::ring_attention");
+  }
+}
+
+// [B, n, G, K] → [B, n, G·copies, K], the copies of a head side by side.
+Tensor repeat_heads(const Tensor& x, std::int64_t copies) {
+  if (copies == 1) return x;
+  return x.unsqueeze(3).expand({x.dim(0), x.dim(1), x.dim(2), copies, x.dim(3)}).flatten(2, 3);
+}
+
+}  // namespace
+
+std::int64_t key_head_copies(std::int64_t query_heads, std::int64_t key_heads, int num_ranks) {
+  const std::int64_t shared = key_heads == 0 ? 1 : query_heads / key_heads;
+  for (std::int64_t copies = 1; copies < shared; ++copies) {
+    if (shared % copies != 0) continue;
+    // A rank's queries must be those that its heads of keys serve: `each` of them for each of these.
+    const std::int64_t each = shared / copies, keys = key_heads * copies;
+    bool fits = true;
+    for (int r = 0; r < num_ranks; ++r) {
+      fits = fits && shard_begin(query_heads, num_ranks, r) == each * shard_begin(keys, num_ranks, r);
+    }
+    if (fits) return copies;
+  }
+  return shared;
+}
+
+Tensor ulysses_attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionConfig& config,
+                         Communicator& group, const SequenceCut& cut) {
+  check(q, k, v, group, cut);
+  if (group.size() == 1) return attention(q, k, v, config);
+  const std::int64_t heads = q.dim(2), copies = key_head_copies(heads, k.dim(2), group.size());
+  // S(1) → S(2): all tokens of some heads.
+  const auto by_head = [&](const Tensor& x) { return all_to_all(x, 2, 1, group, cut.length()); };
+  AttentionConfig own = config;
+  own.num_heads = config.num_heads == 0 ? heads : config.num_heads;
+  own.first_head = config.first_head + shard_begin(heads, group.size(), group.rank());
+  const Tensor o =
+      attention(by_head(q), by_head(repeat_heads(k, copies)), by_head(repeat_heads(v, copies)), own);
+  // S(2) → S(1): all heads of some tokens.
+  Tensor result = all_to_all(o, 1, 2, group, heads);
+  return result.set_layout(q.layout());
+}
+
+}  // namespace tessera::dist
