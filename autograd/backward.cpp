@@ -159,7 +159,7 @@ class BackwardPass {
     }
     for (auto& task : tasks) {
       Grads grads = call_backward(*task.node, task.dys, Needs(task.wanted, !task.retain_graph));
-      if (!task.retain_graph) task.node->backward = nullptr;
+      if (!task.retain_graph) task.node->free();
       task.dys.clear();
       for (std::size_t i = 0; i < grads.size(); ++i) {
         if (task.wanted[i] != 0)
@@ -325,7 +325,7 @@ class BackwardPass {
     if (defer) {
       options_.deferred->tasks_.push_back({node, std::move(dys), std::move(later), options_.retain_graph});
     } else if (!options_.retain_graph) {
-      node->backward = nullptr;  // frees the saved values
+      node->free();
     }
     dys.clear();
     for (std::size_t i = 0; i < num_inputs; ++i) {

@@ -1,9 +1,13 @@
 #include "autograd/checkpoint.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "autograd/backward.h"
 #include "autograd/grad_mode.h"
+#include "kernels/error.h"
+#include "tensor/create.h"
 
 namespace tessera {
 namespace {
@@ -30,16 +34,18 @@ class CollectLeaves final : public LeafTracker {
   std::vector<std::shared_ptr<AutogradMeta>> found_;
 };
 
-// What the random numbers of the first run depended on, and its positions.
+// What the random numbers of the first run depended on, its positions, and whether it checked layouts.
 struct Circumstances {
   std::uint64_t step;
   std::int64_t sample_offset;
   std::shared_ptr<const std::vector<std::int64_t>> token_positions;
   std::int64_t sequence_length;
+  bool check_layouts;
 
   static Circumstances now() {
     const RankContext& context = RankContext::current();
-    return {context.step, context.sample_offset, context.token_positions, context.sequence_length};
+    return {context.step, context.sample_offset, context.token_positions, context.sequence_length,
+            context.check_layouts};
   }
   void restore() const {
     RankContext& context = RankContext::current();
@@ -47,6 +53,7 @@ struct Circumstances {
     context.sample_offset = sample_offset;
     context.token_positions = token_positions;
     context.sequence_length = sequence_length;
+    context.check_layouts = check_layouts;
   }
 };
 
@@ -64,6 +71,45 @@ class ReplayScope {
   Circumstances before_;
 };
 
+// An input between the two passes.
+class KeptInput {
+ public:
+  KeptInput(const Tensor& input, const CheckpointOptions& options)
+      : unpack_(options.unpack),
+        shape_(input.shape()),
+        dtype_(input.dtype()),
+        device_(input.device()),
+        layout_(input.layout()) {
+    if (options.pack == nullptr) {
+      kept_ = saved(input);
+      return;
+    }
+    const NoGrad no_grad;
+    const LayoutChecks no_layout_checks(false);
+    kept_ = Saved(options.pack(input.detach()));
+  }
+
+  [[nodiscard]] Tensor get() const {
+    if (unpack_ == nullptr) return kept_.get().detach();
+    const NoGrad no_grad;
+    const LayoutChecks no_layout_checks(false);
+    Tensor input = unpack_(kept_.get(), device_).detach();
+    if (input.shape() != shape_ || input.dtype() != dtype_) {
+      throw ShapeError(fmt::format("checkpoint: unpack() must give the input {} {} again, but gave {}",
+                                   name(dtype_), to_string(shape_), describe(input)));
+    }
+    return input.set_layout(layout_);
+  }
+
+ private:
+  std::function<Tensor(const Tensor&, Device)> unpack_;
+  Saved kept_;
+  Shape shape_;
+  DType dtype_;
+  Device device_;
+  Layout layout_;
+};
+
 // An empty handle that stands for a parameter whose graph data is all that a node needs of it.
 Tensor stand_in(const std::shared_ptr<AutogradMeta>& meta) {
   Tensor tensor(Storage::borrow(nullptr, 0, cpu), {0}, {1}, 0, kF32);
@@ -73,7 +119,10 @@ Tensor stand_in(const std::shared_ptr<AutogradMeta>& meta) {
 
 }  // namespace
 
-Tensor checkpoint(std::function<Tensor(std::span<const Tensor>)> function, std::span<const Tensor> inputs) {
+Tensor checkpoint(std::function<Tensor(std::span<const Tensor>)> function, std::span<const Tensor> inputs,
+                  const CheckpointOptions& options) {
+  if ((options.pack == nullptr) != (options.unpack == nullptr))
+    throw AutogradError("checkpoint: pack and unpack belong together; one of them is missing");
   if (!RankContext::current().grad_enabled) return function(inputs);
 
   std::vector<Tensor> graph_inputs(inputs.begin(), inputs.end());
@@ -90,20 +139,18 @@ Tensor checkpoint(std::function<Tensor(std::span<const Tensor>)> function, std::
                                                                      graph_inputs.end());
   if (!detail::must_record(references)) return y;
 
-  std::vector<Saved> saved_inputs;
-  for (const Tensor& input : inputs) saved_inputs.push_back(saved(input));
+  std::vector<KeptInput> kept;
+  for (const Tensor& input : inputs) kept.emplace_back(input, options);
   const std::vector<Tensor> leaves(graph_inputs.begin() + static_cast<std::ptrdiff_t>(inputs.size()),
                                    graph_inputs.end());
   detail::attach("checkpoint", std::span(&y, 1), references,
-                 [function = std::move(function), saved_inputs = std::move(saved_inputs), leaves,
-                  first_run = Circumstances::now(), check_layouts = RankContext::current().check_layouts](
-                     std::span<const Tensor> dys, Needs needs) -> Grads {
+                 [function = std::move(function), kept = std::move(kept), leaves,
+                  first_run = Circumstances::now()](std::span<const Tensor> dys, Needs needs) -> Grads {
                    const EnableGrad enable_grad;
-                   const LayoutChecks layout_checks(check_layouts);
                    const ReplayScope replay(first_run);
                    std::vector<Tensor> again;
-                   for (std::size_t i = 0; i < saved_inputs.size(); ++i) {
-                     again.push_back(saved_inputs[i].get().detach());
+                   for (std::size_t i = 0; i < kept.size(); ++i) {
+                     again.push_back(kept[i].get());
                      if (needs[i]) again.back().set_requires_grad();
                    }
                    const Tensor result = function(again);
@@ -117,10 +164,71 @@ Tensor checkpoint(std::function<Tensor(std::span<const Tensor>)> function, std::
   return y;
 }
 
-Tensor checkpoint(std::function<Tensor(const Tensor&)> function, const Tensor& input) {
-  return checkpoint(
-      [function = std::move(function)](std::span<const Tensor> inputs) { return function(inputs[0]); },
-      std::span(&input, 1));
+namespace {
+
+std::function<Tensor(std::span<const Tensor>)> of_span(std::function<Tensor(const Tensor&)> function) {
+  return [function = std::move(function)](std::span<const Tensor> inputs) { return function(inputs[0]); };
+}
+
+Tensor copy_to(const Tensor& x, Device device, MemoryCategory category) {
+  const CategoryScope scope(category);
+  Tensor copy = empty(x.shape(), {.dtype = x.dtype(), .device = device});
+  copy.copy_from(x);
+  return copy;
+}
+
+}  // namespace
+
+Tensor checkpoint(std::function<Tensor(const Tensor&)> function, const Tensor& input,
+                  const CheckpointOptions& options) {
+  return checkpoint(of_span(std::move(function)), std::span(&input, 1), options);
+}
+
+CheckpointOptions kept_in_host_memory(CheckpointOptions inner) {
+  CheckpointOptions options;
+  options.pack = [pack = std::move(inner.pack)](const Tensor& input) {
+    const Device host = input.device() == meta ? meta : cpu;  // what is only counted has no data to copy
+    return copy_to(pack == nullptr ? input : pack(input), host, MemoryCategory::kHostActivation);
+  };
+  options.unpack = [unpack = std::move(inner.unpack)](const Tensor& packed, Device device) {
+    const Tensor back = copy_to(packed, device, MemoryCategory::kActivation);
+    return unpack == nullptr ? back : unpack(back, device);
+  };
+  return options;
+}
+
+// --- Single values -----------------------------------------------------------------------------------------
+
+void make_recomputable(const Tensor& y, std::function<Tensor(std::span<const Tensor>)> function,
+                       std::span<const Tensor> inputs) {
+  const GradInfo* info = grad_info(y);
+  if (info == nullptr || info->is_leaf() || !RankContext::current().grad_enabled) return;
+  // Of a function that hands its input through, the input is kept; a recipe would hold itself.
+  for (const Tensor& input : inputs) {
+    if (grad_info(input) == info) return;
+  }
+  auto recipe = std::make_shared<Recipe>();
+  recipe->version = y.storage().version();
+  std::vector<Saved> kept;
+  for (const Tensor& input : inputs) kept.push_back(saved(input));
+  recipe->make = [function = std::move(function), kept = std::move(kept), first_run = Circumstances::now()] {
+    const NoGrad no_grad;
+    const ReplayScope replay(first_run);
+    std::vector<Tensor> again;
+    for (const Saved& input : kept) again.push_back(input.get().detach());
+    return function(again).detach();
+  };
+  info->producer->outputs[static_cast<std::size_t>(info->output_index)].recipe = std::move(recipe);
+}
+
+Tensor recomputed(std::function<Tensor(std::span<const Tensor>)> function, std::span<const Tensor> inputs) {
+  Tensor y = function(inputs);
+  make_recomputable(y, std::move(function), inputs);
+  return y;
+}
+
+Tensor recomputed(std::function<Tensor(const Tensor&)> function, const Tensor& input) {
+  return recomputed(of_span(std::move(function)), std::span(&input, 1));
 }
 
 }  // namespace tessera

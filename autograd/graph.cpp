@@ -11,7 +11,25 @@ namespace tessera {
 
 Saved::Saved(Tensor value) : value_(std::move(value)), version_(value_.storage().version()) {}
 
+// A value that several may have saved and the first one that needs it makes.
+struct Saved::Remade {
+  std::shared_ptr<Recipe> recipe;
+  Tensor value;
+};
+
+Saved::Saved(const std::shared_ptr<Recipe>& recipe) : remade_(recipe->made.lock()) {
+  if (remade_ != nullptr) return;
+  remade_ = std::make_shared<Remade>(recipe, Tensor());
+  recipe->made = remade_;
+}
+
+bool Saved::is_sole_owner() const { return get().is_unshared() && remade_.use_count() <= 1; }
+
 const Tensor& Saved::get() const {
+  if (remade_ != nullptr) {
+    if (!remade_->value.defined()) remade_->value = remade_->recipe->make();
+    return remade_->value;
+  }
   if (value_.storage().version() != version_) {
     throw AutogradError(fmt::format(
         "a value {} that was saved for the backward pass{} has been changed in place since (version {}, "
@@ -22,8 +40,15 @@ const Tensor& Saved::get() const {
   return value_;
 }
 
-Saved saved(const Tensor& input) { return Saved(input); }
-Saved saved_if(bool condition, const Tensor& input) { return condition ? Saved(input) : Saved(); }
+Saved saved(const Tensor& input) {
+  const GradInfo* info = grad_info(input);
+  if (info != nullptr && !info->is_leaf()) {
+    const auto& recipe = info->producer->outputs[static_cast<std::size_t>(info->output_index)].recipe;
+    if (recipe != nullptr && recipe->version == input.storage().version()) return Saved(recipe);
+  }
+  return Saved(input);
+}
+Saved saved_if(bool condition, const Tensor& input) { return condition ? saved(input) : Saved(); }
 Saved saved_output(const Tensor& output) { return Saved(output.detach()); }
 
 // --- Recording ---------------------------------------------------------------------------------------------
@@ -64,7 +89,7 @@ void attach(const char* operation, std::span<Tensor> outputs,
     node->inputs.push_back(input.requires_grad() ? shared_info(input) : nullptr);
   node->outputs.reserve(outputs.size());
   for (std::size_t i = 0; i < outputs.size(); ++i) {
-    node->outputs.push_back({outputs[i].shape(), outputs[i].dtype(), {}});
+    node->outputs.push_back({outputs[i].shape(), outputs[i].dtype(), {}, nullptr});
     if (!is_floating(outputs[i].dtype())) continue;
     auto info = std::make_shared<GradInfo>();
     info->producer = node;
@@ -90,9 +115,14 @@ void GradInfo::record(const char* operation, const Tensor& input, Tensor& output
                  });
 }
 
+void Node::free() noexcept {
+  backward = nullptr;
+  for (Output& output : outputs) output.recipe = nullptr;
+}
+
 Node::~Node() {
   // Values that closures saved hold the inputs too; they go first, while `open` still holds every input.
-  backward = nullptr;
+  free();
   std::vector<std::shared_ptr<GradInfo>> open = std::move(inputs);
   while (!open.empty()) {
     const std::shared_ptr<GradInfo> info = std::move(open.back());
@@ -101,7 +131,7 @@ Node::~Node() {
     if (info == nullptr || info.use_count() > 1) continue;
     const std::shared_ptr<Node> producer = std::move(info->producer);
     if (producer == nullptr || producer.use_count() > 1) continue;
-    producer->backward = nullptr;
+    producer->free();
     for (auto& input : producer->inputs) open.push_back(std::move(input));
   }
 }

@@ -48,22 +48,41 @@ using Backward = std::function<Grads(const Tensor& dy, Needs needs)>;
 /// For operations with several outputs; dys of outputs that nobody used are undefined.
 using BackwardMany = std::function<Grads(std::span<const Tensor> dys, Needs needs)>;
 
-/// A value kept for the backward pass, with the version it had. An empty one holds nothing.
+/// How to make a result again; see recomputed() in autograd/checkpoint.h.
+struct Recipe;
+
+/// A value kept for the backward pass, with the version it had; of one that can be made again, its recipe
+/// alone. An empty one holds nothing.
 class Saved {
  public:
   Saved() = default;
   explicit Saved(Tensor value);
+  explicit Saved(const std::shared_ptr<Recipe>& recipe);
+  /// The value. One that is made again lives from the first call until all that saved it have been freed.
+  ///
   /// Errors   AutogradError if the value was changed in place since it was saved; StorageError if it is
   ///          dropped and used.
   [[nodiscard]] const Tensor& get() const;
-  [[nodiscard]] bool defined() const noexcept { return value_.defined(); }
+  [[nodiscard]] bool defined() const noexcept { return value_.defined() || remade_ != nullptr; }
+  /// True if nobody else can see the value's memory.
+  [[nodiscard]] bool is_sole_owner() const;
 
  private:
+  friend struct Recipe;
+  struct Remade;
+
   Tensor value_;
   std::uint64_t version_ = 0;
+  std::shared_ptr<Remade> remade_;  // instead of value_
 };
 
-/// Keeps an input of the operation.
+struct Recipe {
+  std::function<Tensor()> make;       ///< runs inside of a backward pass
+  std::uint64_t version = 0;          ///< of the result: one that was changed in place is not made again so
+  std::weak_ptr<Saved::Remade> made;  ///< shared by all that saved the result
+};
+
+/// Keeps an input of the operation, or how to make it again.
 [[nodiscard]] Saved saved(const Tensor& input);
 /// Keeps an input only if `condition`: usually that the gradient which uses it is wanted.
 [[nodiscard]] Saved saved_if(bool condition, const Tensor& input);
@@ -138,6 +157,7 @@ struct Node {
     Shape shape;
     DType dtype;
     std::vector<GradHook> hooks;
+    std::shared_ptr<Recipe> recipe;  ///< what operations save instead of this output; usually null
   };
 
   const char* operation = "";
@@ -146,6 +166,9 @@ struct Node {
   std::vector<std::shared_ptr<GradInfo>> inputs;  ///< null where no gradient goes
   std::vector<Output> outputs;
   BackwardMany backward;  ///< empty once freed
+
+  /// Lets go of all saved values.
+  void free() noexcept;
 
   Node() = default;
   ~Node();  // without recursion: a graph may be 100,000 operations deep

@@ -50,7 +50,7 @@ Tensor row_losses(const Tensor& logits, const Tensor& targets, const kernels::Cr
       [logits = saved(logits), targets = saved(targets), lse, options](const Tensor& dy,
                                                                        Needs needs) -> Grads {
         // Nobody but this closure sees the logits any more: their memory becomes the gradient's.
-        const bool sole_owner = needs.may_overwrite_saved() && logits.get().is_unshared();
+        const bool sole_owner = needs.may_overwrite_saved() && logits.is_sole_owner();
         Tensor dlogits = sole_owner ? logits.get().detach() : empty_like(logits.get());
         const kernels::ConstView logits_view = logits.get().view();
         loss_kernels(dy).cross_entropy_backward(dy.contiguous().view(), logits_view, targets.get().view(),

@@ -34,8 +34,31 @@ void LanguageModel::check_ids(const Tensor& ids, std::int64_t first_position) co
 
 Tensor LanguageModel::run_block(std::int64_t i, const Tensor& x, LayerCache* cache) {
   Block& block = *blocks_.at(static_cast<std::size_t>(i));
-  if (!recompute_ || cache != nullptr) return block(x, cache);
-  return checkpoint([&block](const Tensor& input) { return block(input); }, x);
+  const bool run_again = recompute_.mode == RecomputeConfig::Mode::kFull && i % recompute_.every == 0;
+  if (!run_again || cache != nullptr) return block(x, cache);
+  return checkpoint([&block](const Tensor& input) { return block(input); }, x, recompute_.saved_inputs);
+}
+
+void LanguageModel::set_recompute(const RecomputeConfig& config) {
+  using Mode = RecomputeConfig::Mode;
+  if (config.every < 1) {
+    throw ConfigError(
+        fmt::format("recomputation: every n-th block, so n must be at least 1, but it is {}", config.every));
+  }
+  if (config.mode != Mode::kFull && config.saved_inputs.pack != nullptr) {
+    throw ConfigError(
+        "recomputation: only mode kFull keeps inputs of blocks, so only there can they be kept elsewhere; "
+        "set the mode to kFull, or leave saved_inputs out");
+  }
+  recompute_ = config;
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    blocks_[i]->recompute_cheap_values(config.mode == Mode::kSelective &&
+                                       i % static_cast<std::size_t>(config.every) == 0);
+  }
+}
+
+void LanguageModel::set_recompute(bool on) {
+  set_recompute(RecomputeConfig{.mode = on ? RecomputeConfig::Mode::kFull : RecomputeConfig::Mode::kNone});
 }
 
 Tensor LanguageModel::hidden(const Tensor& ids, KvCache* cache) {

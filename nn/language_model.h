@@ -17,6 +17,22 @@ class Block : public Module {
   }
 };
 
+/// What the backward pass makes again instead of keeping it, to hold fewer activations. Gradients are the
+/// same bits in all modes; docs/recomputation.md has the bytes that each keeps.
+struct RecomputeConfig {
+  enum class Mode : std::uint8_t {
+    kNone,       ///< keep what the operations of a block need
+    kSelective,  ///< but not what is cheap to make again: results of norms and activation functions
+    kFull,       ///< keep the input of a block and run the block again (Chen et al., 2016): a third more time
+  };
+  Mode mode = Mode::kNone;
+  /// Blocks 0, n, 2n, ... do it, the others keep everything.
+  int every = 1;
+  /// How kFull keeps inputs of blocks: cut over ranks (dist/partitioned_activations.h), or in host memory
+  /// (kept_in_host_memory of autograd/checkpoint.h). By default as they are.
+  CheckpointOptions saved_inputs = {};
+};
+
 /// What all decoders have in common: ids → embed → blocks → head → logits. The parts can be run one by one,
 /// so that a pipeline stage can hold a few blocks.
 ///
@@ -51,10 +67,12 @@ class LanguageModel : public Module {
   [[nodiscard]] virtual Tensor head(const Tensor& x) = 0;
   [[nodiscard]] const std::vector<Block*>& blocks() const noexcept { return blocks_; }
 
-  /// Keeps only the input of each block for the backward pass and runs the block again there (Chen et al.,
-  /// 2016): the gradients are the same bits, at about a third more time.
-  void set_recompute(bool on) noexcept { recompute_ = on; }
-  [[nodiscard]] bool recompute() const noexcept { return recompute_; }
+  /// From the next forward pass on.
+  /// Errors   ConfigError if `every` is below 1, or saved_inputs are given in a mode that keeps none.
+  void set_recompute(const RecomputeConfig& config);
+  /// kFull for every block, or kNone.
+  void set_recompute(bool on);
+  [[nodiscard]] const RecomputeConfig& recompute() const noexcept { return recompute_; }
 
   /// An empty cache for `capacity` positions; 0: the context.
   [[nodiscard]] KvCache make_cache(std::int64_t capacity = 0) const;
@@ -72,7 +90,7 @@ class LanguageModel : public Module {
   std::int64_t vocab_;
   std::int64_t context_;
   std::int64_t width_;
-  bool recompute_ = false;
+  RecomputeConfig recompute_;
   std::vector<Block*> blocks_;
 };
 

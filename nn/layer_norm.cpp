@@ -7,12 +7,25 @@ LayerNorm::LayerNorm(std::int64_t width, const LayerNormOptions& options)
   if (options.bias) bias_ = add_parameter("bias", {width}, Init::zeros());
 }
 
-Tensor LayerNorm::forward(const Tensor& x) { return layer_norm(x, weight_, bias_, epsilon_); }
+Tensor LayerNorm::forward(const Tensor& x) {
+  return cheap([weight = weight_, bias = bias_,
+                epsilon = epsilon_](const Tensor& in) { return layer_norm(in, weight, bias, epsilon); },
+               x);
+}
 
 ResidualNorm LayerNorm::add(const Tensor& x, const Tensor& residual) {
   auto outputs = run_hooks(
       [this](const Tensor& a, const Tensor& b) {
         ResidualNorm result = add_layer_norm(a, b, weight_, bias_, epsilon_);
+        if (recomputes_cheap_values()) {
+          // The sum is kept for the norm's own gradient; its rows give the same bits without adding.
+          make_recomputable(
+              result.normalized,
+              [weight = weight_, bias = bias_, epsilon = epsilon_](std::span<const Tensor> sum) {
+                return layer_norm(sum[0], weight, bias, epsilon);
+              },
+              std::span(&result.sum, 1));
+        }
         return std::array<Tensor, 2>{std::move(result.sum), std::move(result.normalized)};
       },
       x, residual);

@@ -20,6 +20,9 @@ Mlp::Mlp(const MlpConfig& config)
                                                .bias_init = config.bias_init})),
       dropout_(add_module<Dropout>("dropout", config.dropout)) {}
 
-Tensor Mlp::forward(const Tensor& x) { return dropout_(c_proj_(gelu(c_fc_(x), tessera::Gelu::kTanh))); }
+Tensor Mlp::forward(const Tensor& x) {
+  const auto activation = [](const Tensor& f) { return gelu(f, tessera::Gelu::kTanh); };
+  return dropout_(c_proj_(cheap(activation, c_fc_(x))));
+}
 
 }  // namespace tessera::nn

@@ -262,4 +262,9 @@ void Module::train(bool on) {
   for (const auto& child : children_) child.second->train(on);
 }
 
+void Module::recompute_cheap_values(bool on) {
+  recompute_cheap_values_ = on;
+  for (const auto& child : children_) child.second->recompute_cheap_values(on);
+}
+
 }  // namespace tessera::nn

@@ -38,6 +38,7 @@
 #include <utility>
 #include <vector>
 
+#include "autograd/checkpoint.h"
 #include "nn/init.h"
 #include "tensor/context.h"
 #include "tensor/tensor.h"
@@ -127,6 +128,12 @@ class Module {
   void eval() { train(false); }
   [[nodiscard]] bool training() const noexcept { return training_; }
 
+  /// Selective recomputation, here and below (Korthikanti et al., 2022): values that are cheap to make again,
+  /// of norms and activation functions, are made again in the backward pass instead of kept. The gradients
+  /// are the same bits. Off by default.
+  void recompute_cheap_values(bool on = true);
+  [[nodiscard]] bool recomputes_cheap_values() const noexcept { return recompute_cheap_values_; }
+
   // --- Hooks, run by operator() around forward
   /// Pre-hooks run in the order in which they were added, hooks after forward in the reverse order: the first
   /// added is the outermost around the module. After an exception the hooks that have not run yet are
@@ -171,6 +178,25 @@ class Module {
 
   /// The name of a random stream of this module: stream_name("dropout") == "h.0.attn.dropout".
   [[nodiscard]] std::string stream_name(std::string_view what) const { return prefix_ + std::string(what); }
+
+  /// function(inputs...), a value that costs little to compute and much to keep: the graph does not keep it
+  /// if recompute_cheap_values() is on. `function` is a pure function of tensors; it captures by value.
+  ///
+  /// Example   Tensor forward(const Tensor& x) override {
+  ///             return c_proj_(cheap([](const Tensor& f) { return gelu(f); }, c_fc_(x)));
+  ///           }
+  template <class F, class... Inputs>
+  [[nodiscard]] Tensor cheap(F function, const Inputs&... inputs) const {
+    static_assert((std::is_same_v<Inputs, Tensor> && ...), "a function of tensors; capture everything else");
+    if (!recompute_cheap_values_) return function(inputs...);
+    const std::array<Tensor, sizeof...(Inputs)> all{inputs...};
+    return recomputed(
+        [function = std::move(function)](std::span<const Tensor> again) {
+          return [&]<std::size_t... i>(std::index_sequence<i...>) { return function(again[i]...); }
+          (std::index_sequence_for<Inputs...>());
+        },
+        std::span<const Tensor>(all));
+  }
 
   /// Runs `forward` between the hooks; operator() of every module is made of it. `forward` takes the tensors
   /// `inputs` and returns a Tensor or a std::array of them. Without hooks it costs one comparison.
@@ -234,6 +260,7 @@ class Module {
 
   std::string prefix_;  // of stream names: "h.0.attn.", or "model2:h.0.attn." below a second top-level module
   bool training_ = true;
+  bool recompute_cheap_values_ = false;
   std::vector<Entry> entries_;
   std::vector<std::pair<std::string, std::unique_ptr<Module>>> children_;
   std::unique_ptr<Hooks> hooks_;  // null while there are none

@@ -7,6 +7,9 @@ namespace tessera::nn {
 RmsNorm::RmsNorm(std::int64_t width, double epsilon)
     : weight_(add_parameter("weight", {width}, Init::ones())), epsilon_(epsilon) {}
 
-Tensor RmsNorm::forward(const Tensor& x) { return rms_norm(x, weight_, epsilon_); }
+Tensor RmsNorm::forward(const Tensor& x) {
+  return cheap(
+      [weight = weight_, epsilon = epsilon_](const Tensor& in) { return rms_norm(in, weight, epsilon); }, x);
+}
 
 }  // namespace tessera::nn

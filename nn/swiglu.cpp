@@ -14,6 +14,9 @@ SwiGlu::SwiGlu(const SwiGluConfig& config)
                                     LinearOptions{.bias = false, .weight_init = config.output_weight_init})) {
 }
 
-Tensor SwiGlu::forward(const Tensor& x) { return down_proj_(silu(gate_proj_(x)) * up_proj_(x)); }
+Tensor SwiGlu::forward(const Tensor& x) {
+  const Tensor gate = cheap([](const Tensor& g) { return silu(g); }, gate_proj_(x));
+  return down_proj_(cheap([](const Tensor& g, const Tensor& up) { return g * up; }, gate, up_proj_(x)));
+}
 
 }  // namespace tessera::nn

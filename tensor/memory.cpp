@@ -46,6 +46,8 @@ const char* name(MemoryCategory category) noexcept {
       return "communication";
     case MemoryCategory::kWorkspace:
       return "workspace";
+    case MemoryCategory::kHostActivation:
+      return "host_activation";
   }
   return "?";
 }

@@ -21,10 +21,11 @@ enum class MemoryCategory : std::uint8_t {
   kActivation,
   kCommunication,
   kWorkspace,
+  kHostActivation,  ///< kept in host memory until the backward pass; see autograd/checkpoint.h
 };
-inline constexpr int kNumMemoryCategories = 6;
+inline constexpr int kNumMemoryCategories = 7;
 
-/// "parameter", "gradient", "optimizer_state", "activation", "communication", "workspace".
+/// "parameter", "gradient", "optimizer_state", "activation", "communication", "workspace", "host_activation".
 [[nodiscard]] const char* name(MemoryCategory category) noexcept;
 
 /// Bytes that tensors asked for (not rounded up), now and at most since the last `reset_peak`.

@@ -142,6 +142,16 @@ void add_checkpoint_rows(std::vector<Row>& rows) {
   rows.push_back({"checkpoint", "empty", {{.shape = {0, 3}}}, [](In in) {
                     return checkpoint([](const Tensor& x) { return exp(x); }, in[0]);
                   }});
+  rows.push_back({"recomputed", "one_input", {{.shape = {2, 3}}}, [](In in) {
+                    return square(recomputed([](const Tensor& x) { return tanh(x); }, in[0]));
+                  }});
+  rows.push_back({"recomputed", "several_inputs", {{.shape = {2, 3}}, {.shape = {3}}}, [](In in) {
+                    const Tensor h = recomputed([](In x) { return sin(x[0]) * x[1]; }, in);
+                    return h * h * in[0];
+                  }});
+  rows.push_back({"recomputed", "empty", {{.shape = {0, 3}}}, [](In in) {
+                    return square(recomputed([](const Tensor& x) { return exp(x); }, in[0]));
+                  }});
 }
 
 }  // namespace
