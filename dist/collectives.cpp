@@ -141,7 +141,28 @@ Tensor exchange(const Tensor& x, int split_dim, int concat_dim, std::int64_t con
 template <class F>
 Tensor unrecorded(const Tensor& x, F&& transfer) {
   const NoGrad no_grad;
-  return transfer(x.detach());
+  const LayoutChecks no_layout_checks(false);
+  return transfer(x.detach()).set_layout({});
+}
+
+// Whether `x` lies on `axis` as the collective wants it.
+void require(const char* operation, const Tensor& x, const Mesh& mesh, MeshAxis axis, bool fits,
+             const char* wanted) {
+  if (fits || mesh.size(axis) == 1 || !RankContext::current().check_layouts) return;
+  throw LayoutError(fmt::format("{}: on {}, x must be {}, but it is {} ({})", operation, tessera::name(axis),
+                                wanted, to_string(x.layout()[axis]), describe(x)));
+}
+
+Tensor with_axis(Tensor y, const Tensor& x, const Mesh& mesh, MeshAxis axis, AxisLayout on_axis) {
+  if (mesh.size(axis) == 1 || !RankContext::current().check_layouts) return y;
+  return y.set_layout(x.layout().with(axis, on_axis));
+}
+
+int from_front(const Tensor& x, int dim) { return dim < 0 ? dim + x.dims() : dim; }
+
+bool is_cut_along(const Tensor& x, MeshAxis axis, int dim) {
+  const AxisLayout on_axis = x.layout()[axis];
+  return on_axis.is_sharded() && on_axis.dim() == from_front(x, dim) && on_axis.in_order();
 }
 
 }  // namespace
@@ -198,6 +219,50 @@ Tensor all_to_all(const Tensor& x, int split_dim, int concat_dim, Communicator& 
                 [s, c, split_size = x.dim(s), &group](const Tensor& dy, Needs) -> Grads {
                   return {exchange(dy, c, s, split_size, group)};
                 });
+}
+
+// --- Along an axis of a mesh -------------------------------------------------------------------------------
+
+Tensor all_gather(const Tensor& x, int dim, const Mesh& mesh, MeshAxis axis, std::int64_t size) {
+  require("all_gather", x, mesh, axis, is_cut_along(x, axis, dim),
+          "cut along the dimension that is gathered, in order: S(dim)");
+  return with_axis(all_gather(x, dim, mesh.group(axis), size), x, mesh, axis, AxisLayout::replicated());
+}
+
+Tensor reduce_scatter(const Tensor& x, int dim, const Mesh& mesh, MeshAxis axis) {
+  require("reduce_scatter", x, mesh, axis, x.layout()[axis].is_partial(), "a partial sum: P");
+  return with_axis(reduce_scatter(x, dim, mesh.group(axis)), x, mesh, axis,
+                   AxisLayout::sharded(from_front(x, dim)));
+}
+
+Tensor all_reduce(const Tensor& x, const Mesh& mesh, MeshAxis axis) {
+  require("all_reduce", x, mesh, axis, x.layout()[axis].is_partial(), "a partial sum: P");
+  return with_axis(all_reduce(x, mesh.group(axis)), x, mesh, axis, AxisLayout::invariant());
+}
+
+Tensor copy_to_ranks(const Tensor& x, const Mesh& mesh, MeshAxis axis) {
+  require("copy_to_ranks", x, mesh, axis, x.layout()[axis].is_invariant(), "invariant: I");
+  return with_axis(copy_to_ranks(x, mesh.group(axis)), x, mesh, axis, AxisLayout::replicated());
+}
+
+Tensor all_to_all(const Tensor& x, int split_dim, int concat_dim, const Mesh& mesh, MeshAxis axis,
+                  std::int64_t concat_size) {
+  require("all_to_all", x, mesh, axis, is_cut_along(x, axis, concat_dim),
+          "cut along the dimension that is joined, in order: S(concat_dim)");
+  return with_axis(all_to_all(x, split_dim, concat_dim, mesh.group(axis), concat_size), x, mesh, axis,
+                   AxisLayout::sharded(from_front(x, split_dim)));
+}
+
+Tensor own_piece(const Tensor& x, int dim, const Mesh& mesh, MeshAxis axis) {
+  const AxisLayout on_axis = x.layout()[axis];
+  const bool is_constant =
+      on_axis.is_invariant() && !(RankContext::current().grad_enabled && x.requires_grad());
+  require("own_piece", x, mesh, axis, on_axis.is_replicated() || is_constant, "replicated: R");
+  const int ranks = mesh.size(axis), rank = mesh.index(axis);
+  if (ranks == 1) return x;
+  const std::int64_t size = x.dim(dim), begin = shard_begin(size, ranks, rank);
+  return with_axis(x.slice(dim, begin, begin + shard_size(size, ranks, rank)), x, mesh, axis,
+                   AxisLayout::sharded(from_front(x, dim)));
 }
 
 }  // namespace tessera::dist

@@ -34,6 +34,7 @@
 #include <cstdint>
 
 #include "dist/communicator.h"
+#include "dist/mesh.h"
 #include "tensor/tensor.h"
 
 namespace tessera::dist {
@@ -82,5 +83,26 @@ namespace tessera::dist {
 ///           concat_size.
 [[nodiscard]] Tensor all_to_all(const Tensor& x, int split_dim, int concat_dim, Communicator& group,
                                 std::int64_t concat_size = -1);
+
+// --- The same along an axis of a mesh, with layout types ---------------------------------------------------
+//
+// These ask for the layout that stands on the left of the table above, give that on the right, and leave
+// other axes alone. LayoutError for another one, before any traffic: a sum that is reduced twice is as wrong
+// as one that is not reduced. On an axis of size 1 they return x. The forms with a group, above, look at no
+// layout and give I: they are for programs that have no mesh.
+
+[[nodiscard]] Tensor all_gather(const Tensor& x, int dim, const Mesh& mesh, MeshAxis axis,
+                                std::int64_t size = -1);
+[[nodiscard]] Tensor reduce_scatter(const Tensor& x, int dim, const Mesh& mesh, MeshAxis axis);
+[[nodiscard]] Tensor all_reduce(const Tensor& x, const Mesh& mesh, MeshAxis axis);
+[[nodiscard]] Tensor copy_to_ranks(const Tensor& x, const Mesh& mesh, MeshAxis axis);
+[[nodiscard]] Tensor all_to_all(const Tensor& x, int split_dim, int concat_dim, const Mesh& mesh,
+                                MeshAxis axis, std::int64_t concat_size = -1);
+
+/// R → S(d): this rank's piece of what it has whole. Moves nothing; the gradient is that piece in a tensor of
+/// zeros, a part of the sum that R stands for.
+///
+/// Shapes    x [..., n, ...] → [..., shard_size(n), ...]
+[[nodiscard]] Tensor own_piece(const Tensor& x, int dim, const Mesh& mesh, MeshAxis axis);
 
 }  // namespace tessera::dist

@@ -19,10 +19,14 @@ TESSERA_INLINE std::int64_t target_of(const ConstView& targets, std::int64_t row
   return static_cast<const std::int64_t*>(targets.data)[row * targets.strides[0]];
 }
 
-void check_targets(const ConstView& targets, std::int64_t vocabulary, std::int64_t ignore_index) {
+// In columns of another rank: see CrossEntropyOptions::partial_vocabulary.
+constexpr std::int64_t kElsewhere = -1;
+
+void check_targets(const ConstView& targets, std::int64_t vocabulary, const CrossEntropyOptions& options) {
   for (std::int64_t row = 0; row < targets.shape[0]; ++row) {
     const std::int64_t target = target_of(targets, row);
-    if (target != ignore_index && (target < 0 || target >= vocabulary)) {
+    if (target == options.ignore_index || (options.partial_vocabulary && target == kElsewhere)) continue;
+    if (target < 0 || target >= vocabulary) {
       throw_index_error("cross_entropy", "target", target, row, vocabulary);
     }
   }
@@ -67,6 +71,10 @@ void cross_entropy_row(const In* x, std::int64_t vocabulary, std::int64_t target
     *loss = 0;
     return;
   }
+  if (options.partial_vocabulary) {
+    *loss = target == kElsewhere ? T(0) : -widen(x[target]);
+    return;
+  }
   *loss = *lse - (T(1) - smoothing) * widen(x[target]);
   if (smoothing != T(0)) *loss -= smoothing * (total / static_cast<T>(vocabulary));
 }
@@ -86,7 +94,9 @@ void cross_entropy_backward_row(Compute<In> dloss, const In* x, std::int64_t voc
   const auto smoothing = static_cast<T>(options.label_smoothing);
   const T everywhere = smoothing / static_cast<T>(vocabulary);
   // Before the loop overwrites it, and rounded once.
-  const T at_target = dloss * (vexp(widen(x[target]) - lse) - everywhere - (T(1) - smoothing));
+  const bool is_here = !(options.partial_vocabulary && target == kElsewhere);
+  const T at_target =
+      is_here ? dloss * (vexp(widen(x[target]) - lse) - everywhere - (T(1) - smoothing)) : T(0);
   for (std::int64_t i = 0; i < vocabulary; i += kExpChunk) {
     const std::int64_t count = smaller(kExpChunk, vocabulary - i);
     exp_chunk(x + i, count, lse, buffer);
@@ -95,7 +105,7 @@ void cross_entropy_backward_row(Compute<In> dloss, const In* x, std::int64_t voc
           store((load(buffer + j, lanes) - everywhere) * dloss, dx + i + j, lanes);
         });
   }
-  narrow(at_target, dx[target]);
+  if (is_here) narrow(at_target, dx[target]);
 }
 
 class CpuLosses final : public Losses {
@@ -103,7 +113,7 @@ class CpuLosses final : public Losses {
   void cross_entropy(const ConstView& logits, const ConstView& targets, const CrossEntropyOptions& options,
                      const View& losses, const View& lse) const override {
     const std::int64_t vocabulary = logits.shape[1];
-    check_targets(targets, vocabulary, options.ignore_index);
+    check_targets(targets, vocabulary, options);
     with_float_type(logits.dtype, [&](auto tag) {
       using In = typename decltype(tag)::Type;
       using T = Compute<In>;
@@ -123,7 +133,7 @@ class CpuLosses final : public Losses {
                               const ConstView& lse, const CrossEntropyOptions& options,
                               const View& dlogits) const override {
     const std::int64_t vocabulary = logits.shape[1];
-    check_targets(targets, vocabulary, options.ignore_index);
+    check_targets(targets, vocabulary, options);
     with_float_type(logits.dtype, [&](auto tag) {
       using In = typename decltype(tag)::Type;
       using T = Compute<In>;
