@@ -5,6 +5,7 @@
 #include <string>
 
 #include "dist/config_file.h"
+#include "dist/mesh.h"
 #include "kernels/dtype.h"
 
 namespace tessera::dist {
@@ -58,6 +59,41 @@ struct Config {
     std::int64_t initial_scale_power = 16, loss_scale_window = 1000, hysteresis = 2;
     double min_loss_scale = 1.0;
   } fp16;
+
+  /// "mesh": "dp=2,tp=2"; or tensor_parallel.autotp_size (tp) and sequence_parallel_size (cp, Ulysses). What is
+  /// left of the ranks becomes dp.
+  MeshShape mesh;
+  bool mesh_given = false;  ///< false: all ranks are dp
+  bool sequence_parallel =
+      false;  ///< tensor_parallel.sequence_parallel: tokens cut over tp outside of layers
+  enum class ContextParallel : std::uint8_t { kRing, kUlysses };
+  ContextParallel context_parallel = ContextParallel::kRing;  ///< context_parallel.method
+
+  /// zero_optimization. Sizes in elements.
+  struct Zero {
+    int stage = 0;
+    bool overlap_comm = true;  ///< reduce while the backward pass runs
+    std::int64_t reduce_bucket_size = 500'000'000;
+    std::int64_t allgather_bucket_size = 500'000'000;
+    std::int64_t prefetch_bucket_size = 50'000'000;    ///< stage3_prefetch_bucket_size
+    std::int64_t param_persistence_threshold = 0;      ///< stage3_param_persistence_threshold
+    std::int64_t max_live_parameters = 1'000'000'000;  ///< stage3_max_live_parameters
+    std::int64_t hpz_partition_size = 1;  ///< zero_hpz_partition_size: ranks that share parameters
+    std::int64_t mics_shard_size = 0;     ///< ranks over which MiCS cuts; 0: all (no MiCS)
+    /// Ours: stage 2 keeps whole gradients until the last micro-batch and sends them once.
+    bool keep_full_gradients = false;
+  } zero;
+
+  /// activation_checkpointing, and ours: "recompute".
+  struct Recompute {
+    enum class Mode : std::uint8_t { kNone, kSelective, kFull };
+    Mode mode = Mode::kNone;
+    std::int64_t every = 1;              ///< number_checkpoints, turned around: every n-th block
+    bool partition_activations = false;  ///< saved inputs cut over tp
+    bool cpu_checkpointing = false;      ///< saved inputs kept in host memory
+  } recompute;
+
+  DType grad_accum_dtype = kF32;  ///< data_types.grad_accum_dtype
 
   /// Reads its keys from `file`; a program that has keys of its own reads them too and then calls
   /// file.refuse_unknown().
