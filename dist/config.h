@@ -60,8 +60,8 @@ struct Config {
     double min_loss_scale = 1.0;
   } fp16;
 
-  /// "mesh": "dp=2,tp=2"; or tensor_parallel.autotp_size (tp) and sequence_parallel_size (cp, Ulysses). What is
-  /// left of the ranks becomes dp.
+  /// "mesh": "dp=2,tp=2"; or tensor_parallel.autotp_size (tp) and sequence_parallel_size (cp, Ulysses). What
+  /// is left of the ranks becomes dp.
   MeshShape mesh;
   bool mesh_given = false;  ///< false: all ranks are dp
   bool sequence_parallel =

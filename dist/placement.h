@@ -14,8 +14,8 @@ namespace tessera::dist {
 ///
 /// The dimension is `blocks` equal parts, one behind the other, each of `units` units of equal size; every
 /// part is cut by units, as Tensor::chunk would cut it. A plain matrix has one block and units of one row.
-/// GPT-2's c_attn has three blocks (queries, keys, values) with a unit for each head: a rank gets its heads of
-/// all three.
+/// GPT-2's c_attn has three blocks (queries, keys, values) with a unit for each head: a rank gets its heads
+/// of all three.
 ///
 /// Example   12 rows, 3 blocks of 2 units of 2 rows, 2 ranks → rank 1 holds rows 2, 3, 6, 7, 10, 11
 struct Cut {

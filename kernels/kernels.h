@@ -196,8 +196,8 @@ struct CrossEntropyOptions {
   std::int64_t ignore_index = -100;  ///< rows with this target have loss 0 and gradient 0
   double label_smoothing = 0.0;      ///< Szegedy et al., 2016: target = (1 − ε)·onehot + ε/V
   /// The logits are some columns of a wider matrix. A target of −1 stands in other columns. Forward: the loss
-  /// is −logits[n][target], 0 if that is elsewhere, and lse is that of these columns. Backward: lse is that of
-  /// all columns. Without label smoothing.
+  /// is −logits[n][target], 0 if that is elsewhere, and lse is that of these columns. Backward: lse is that
+  /// of all columns. Without label smoothing.
   bool partial_vocabulary = false;
 };
 
