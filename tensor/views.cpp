@@ -51,18 +51,18 @@ std::int64_t product(const Shape& shape, int end) {
   return elements;
 }
 
-// The cut dimension d of `from` in `to`: the dimension before which equally many elements stand, of equal
-// size if there is one, since sizes of 1 leave a choice. Where d is merged behind another dimension, the
-// pieces of the merged one are not neighbours any more.
+// The cut dimension d of `from` in `to`. Leading dimensions that both have stay; behind them it is the first
+// one before which as many elements stand as before d: of [B, T, H·K] cut into heads, H of [B, T, H, K], also
+// where a rank has one head. Where d is merged behind another dimension, the pieces of the merged one are not
+// neighbours any more.
 AxisLayout reshaped(const Shape& from, const AxisLayout& cut, const Shape& to) {
+  int same = 0;
+  while (same < from.dims() && same < to.dims() && from[same] == to[same]) ++same;
+  if (cut.dim() < same) return cut;
   const std::int64_t before = product(from, cut.dim());
-  int found = -1;
-  for (int d = 0; d < to.dims(); ++d) {
-    if (product(to, d) != before) continue;
-    if (to[d] == from[cut.dim()]) return moved_to(cut, d);
-    if (found < 0 || to[found] == 1) found = d;
+  for (int d = same; d < to.dims(); ++d) {
+    if (product(to, d) == before) return moved_to(cut, d);
   }
-  if (found >= 0) return moved_to(cut, found);
   int holder = 0;
   while (holder + 1 < to.dims() && product(to, holder + 1) <= before) ++holder;
   return AxisLayout::sharded(holder, /*in_order=*/false);
