@@ -58,8 +58,8 @@ enum class Role : std::uint8_t {
 struct PlanRow {
   std::string pattern;
   Role role;
-  /// kColumn: parts of the output that are cut each by itself. kHeads: query heads of a unit. kKeyValue: query
-  /// heads that read one key/value head.
+  /// kColumn: parts of the output that are cut each by itself. kHeads: query heads of a unit. kKeyValue:
+  /// query heads that read one key/value head.
   std::int64_t blocks = 1;
   /// How many there are of what is never cut through, as heads; 0: single rows.
   std::int64_t units = 0;
@@ -99,8 +99,8 @@ void materialize(nn::Module& model, const LaidOut& laid_out);
 /// only. Tells this rank's RankContext its place on every axis.
 ///
 /// Calling   On the model on meta, before it is materialised (Placement::fill_initial gives the values).
-/// Errors    ConfigError for a pattern that matches no module (the nearest is named), a module of another type
-///           than the role needs, fewer heads or rows than ranks where none may be empty; DeviceError for a
+/// Errors    ConfigError for a pattern that matches no module (the nearest is named), a module of another
+///           type than the role needs, fewer heads or rows than ranks where none may be empty; DeviceError for a
 ///           model that has memory.
 [[nodiscard]] LaidOut lay_out(nn::Module& model, const Plan& plan, const Mesh& mesh,
                               const TensorParallelOptions& options = {});

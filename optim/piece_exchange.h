@@ -4,8 +4,8 @@
 //
 // ZeRO gives each rank a *piece* of every parameter: a one-dimensional run of its elements, of any length,
 // zero included. Adam, SGD, Adagrad and Lion change each element by itself and never notice. LAMB needs norms
-// of whole tensors, Muon whole matrices: they ask a PieceExchange, which whoever cut the parameters implements.
-// An optimizer without one takes its parameters as whole.
+// of whole tensors, Muon whole matrices: they ask a PieceExchange, which is implemented by whoever cut the
+// parameters. An optimizer without one takes its parameters as whole.
 
 #include <span>
 #include <string>
@@ -16,8 +16,9 @@ namespace tessera::optim {
 
 /// Joins what the ranks hold of the same parameters.
 ///
-/// Calling   `sum_over_pieces` and `whole` are collectives: every rank that holds a piece of these parameters,
-///           an empty one too, calls them with the same names in the same order. `piece` is local.
+/// Calling   `sum_over_pieces` and `whole` are collectives: every rank that holds a piece of these
+///           parameters, an empty one too, calls them with the same names in the same order. `piece` is
+///           local.
 /// Threads   Used by the rank that made it.
 /// Errors    IndexError for a name that is not one of its parameters; CommError if a peer is lost.
 class PieceExchange {
