@@ -20,6 +20,7 @@
 #include "dist/data_parallel.h"
 #include "dist/job.h"
 #include "dist/mesh.h"
+#include "dist/partitioned_activations.h"
 #include "dist/placement.h"
 #include "dist/ring_attention.h"
 #include "dist/sequence_cut.h"

@@ -75,11 +75,7 @@ class ReplayScope {
 class KeptInput {
  public:
   KeptInput(const Tensor& input, const CheckpointOptions& options)
-      : unpack_(options.unpack),
-        shape_(input.shape()),
-        dtype_(input.dtype()),
-        device_(input.device()),
-        layout_(input.layout()) {
+      : unpack_(options.unpack), input_{input.shape(), input.dtype(), input.device(), input.layout()} {
     if (options.pack == nullptr) {
       kept_ = saved(input);
       return;
@@ -93,21 +89,19 @@ class KeptInput {
     if (unpack_ == nullptr) return kept_.get().detach();
     const NoGrad no_grad;
     const LayoutChecks no_layout_checks(false);
-    Tensor input = unpack_(kept_.get(), device_).detach();
-    if (input.shape() != shape_ || input.dtype() != dtype_) {
-      throw ShapeError(fmt::format("checkpoint: unpack() must give the input {} {} again, but gave {}",
-                                   name(dtype_), to_string(shape_), describe(input)));
+    Tensor input = unpack_(kept_.get(), input_).detach();
+    if (input.shape() != input_.shape || input.dtype() != input_.dtype || input.device() != input_.device) {
+      throw ShapeError(fmt::format("checkpoint: unpack() must give the input {} {} on {} again, but gave {}",
+                                   name(input_.dtype), to_string(input_.shape), to_string(input_.device),
+                                   describe(input)));
     }
-    return input.set_layout(layout_);
+    return input.set_layout(input_.layout);
   }
 
  private:
-  std::function<Tensor(const Tensor&, Device)> unpack_;
+  std::function<Tensor(const Tensor&, const PackedInput&)> unpack_;
+  PackedInput input_;
   Saved kept_;
-  Shape shape_;
-  DType dtype_;
-  Device device_;
-  Layout layout_;
 };
 
 // An empty handle that stands for a parameter whose graph data is all that a node needs of it.
@@ -190,9 +184,9 @@ CheckpointOptions kept_in_host_memory(CheckpointOptions inner) {
     const Device host = input.device() == meta ? meta : cpu;  // what is only counted has no data to copy
     return copy_to(pack == nullptr ? input : pack(input), host, MemoryCategory::kHostActivation);
   };
-  options.unpack = [unpack = std::move(inner.unpack)](const Tensor& packed, Device device) {
-    const Tensor back = copy_to(packed, device, MemoryCategory::kActivation);
-    return unpack == nullptr ? back : unpack(back, device);
+  options.unpack = [unpack = std::move(inner.unpack)](const Tensor& packed, const PackedInput& input) {
+    const Tensor back = copy_to(packed, input.device, MemoryCategory::kActivation);
+    return unpack == nullptr ? back : unpack(back, input);
   };
   return options;
 }

@@ -8,15 +8,23 @@
 
 namespace tessera {
 
+/// What checkpoint() remembers of an input that is packed.
+struct PackedInput {
+  Shape shape;
+  DType dtype = kF32;
+  Device device;
+  Layout layout;
+};
+
 /// How checkpoint() keeps the inputs of a function between the two passes. Both functions are called with
 /// gradients and layout checks disabled; where they are collectives, all ranks of the group recompute the
 /// same functions in the same order. Undefined ones keep the input itself.
 struct CheckpointOptions {
   /// What to keep of an input: a part of it, or a copy somewhere else. A view would keep all of its memory.
   std::function<Tensor(const Tensor& input)> pack = nullptr;
-  /// The input again, from what `pack` gave: of its shape and dtype, on the device that it came from. Its
-  /// layout is put back by checkpoint().
-  std::function<Tensor(const Tensor& packed, Device device)> unpack = nullptr;
+  /// The input again, from what `pack` gave: of the same shape and dtype, on the same device. checkpoint()
+  /// puts its layout back.
+  std::function<Tensor(const Tensor& packed, const PackedInput& input)> unpack = nullptr;
 };
 
 /// Activation checkpointing (Chen et al., "Training deep nets with sublinear memory cost", 2016): runs

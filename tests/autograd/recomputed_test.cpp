@@ -211,7 +211,7 @@ TEST_F(Recomputed, DeepGraphsDieWithoutRecursion) {
 TEST_F(Recomputed, CheckpointKeepsWhatPackGives) {
   Tensor x = parameter({8, 16}, "x");
   const CheckpointOptions in_bf16{.pack = [](const Tensor& in) { return in.to(kBF16); },
-                                  .unpack = [](const Tensor& in, Device) { return in.to(kF32); }};
+                                  .unpack = [](const Tensor& in, const PackedInput&) { return in.to(kF32); }};
   const std::int64_t before = activations();
   Tensor y = checkpoint([](const Tensor& in) { return exp(in); }, x * 1.0, in_bf16);
   EXPECT_EQ(activations() - before, kBytes + kBytes / 2) << "y, and x in 16 bits";
@@ -249,7 +249,7 @@ TEST_F(Recomputed, TheLayoutOfAPackedInputIsPutBack) {
   };
   const CheckpointOptions flat{.pack = [](const Tensor& in) { return in.clone().reshape({24}); },
                                .unpack =
-                                   [](const Tensor& in, Device) {
+                                   [](const Tensor& in, const PackedInput&) {
                                      return in.clone().reshape({4, 6});
                                    }};
   const Tensor y = checkpoint(f, x, flat);
@@ -259,8 +259,9 @@ TEST_F(Recomputed, TheLayoutOfAPackedInputIsPutBack) {
 
 TEST_F(Recomputed, RefusesAnInputOfAnotherShape) {
   const Tensor x = parameter({8, 16}, "x");
-  const CheckpointOptions wrong{.pack = [](const Tensor& in) { return in.clone(); },
-                                .unpack = [](const Tensor& in, Device) { return in.reshape({128}); }};
+  const CheckpointOptions wrong{
+      .pack = [](const Tensor& in) { return in.clone(); },
+      .unpack = [](const Tensor& in, const PackedInput&) { return in.reshape({128}); }};
   const Tensor y = checkpoint([](const Tensor& in) { return exp(in); }, x, wrong);
   expect_error<ShapeError>([&] { sum(y).backward(); }, {"unpack()", "[8, 16]", "[128]"});
   expect_error<AutogradError>(
