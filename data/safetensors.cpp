@@ -225,26 +225,23 @@ NamedTensors SafetensorsFile::read_all() const {
   return tensors;
 }
 
+// --- Writing -----------------------------------------------------------------------------------------------
+
 namespace {
 
-std::string header_text(const NamedTensors& tensors, const Metadata& metadata) {
+std::string header_text(const std::vector<TensorInfo>& tensors, const Metadata& metadata) {
   Json header = Json::object();
   if (!metadata.empty()) header[kMetadataName] = metadata;
   std::int64_t offset = 0;
-  for (const auto& [name, tensor] : tensors) {
-    if (name == kMetadataName)
-      throw DataError(fmt::format("write_safetensors: a tensor cannot be named '{}'", name));
-    if (header.contains(name))
-      throw DataError(fmt::format("write_safetensors: the name '{}' is given twice", name));
-    if (!tensor.defined() || tensor.device() == meta) {
-      throw DeviceError(
-          fmt::format("write_safetensors: '{}' has no data: it is {}; materialize the model first", name,
-                      tensor.defined() ? "on meta" : "undefined"));
-    }
+  for (const TensorInfo& tensor : tensors) {
+    if (tensor.name == kMetadataName)
+      throw DataError(fmt::format("write_safetensors: a tensor cannot be named '{}'", tensor.name));
+    if (header.contains(tensor.name))
+      throw DataError(fmt::format("write_safetensors: the name '{}' is given twice", tensor.name));
     const std::int64_t end = offset + tensor.size_bytes();
-    header[name] = {{"dtype", dtype_name(tensor.dtype())},
-                    {"shape", std::vector<std::int64_t>(tensor.shape().begin(), tensor.shape().end())},
-                    {"data_offsets", {offset, end}}};
+    header[tensor.name] = {{"dtype", dtype_name(tensor.dtype)},
+                           {"shape", std::vector<std::int64_t>(tensor.shape.begin(), tensor.shape.end())},
+                           {"data_offsets", {offset, end}}};
     offset = end;
   }
   std::string text;
@@ -257,21 +254,60 @@ std::string header_text(const NamedTensors& tensors, const Metadata& metadata) {
   return text;
 }
 
+void check_has_data(const std::string& name, const Tensor& tensor) {
+  if (tensor.defined() && tensor.device() != meta) return;
+  throw DeviceError(fmt::format("write_safetensors: '{}' has no data: it is {}; materialize the model first",
+                                name, tensor.defined() ? "on meta" : "undefined"));
+}
+
 }  // namespace
+
+SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, std::vector<TensorInfo> tensors,
+                                     const Metadata& metadata)
+    : tensors_(std::move(tensors)), file_(path) {
+  const std::string text = header_text(tensors_, metadata);
+  const std::uint64_t header_bytes = text.size();
+  file_.write(std::as_bytes(std::span(&header_bytes, 1)));
+  file_.write(text);
+}
+
+void SafetensorsWriter::write(const Tensor& tensor) {
+  if (next_ == tensors_.size()) {
+    throw DataError(fmt::format("safetensors file {}: all {} tensors of its header are written, but came {}",
+                                file_.path().string(), tensors_.size(),
+                                tensor.defined() ? describe(tensor) : "an undefined one"));
+  }
+  const TensorInfo& info = tensors_[next_];
+  check_has_data(info.name, tensor);
+  if (tensor.dtype() != info.dtype || tensor.shape() != info.shape) {
+    throw DataError(fmt::format("safetensors file {}: the header says that '{}' is {} {}, but came {}",
+                                file_.path().string(), info.name, name(info.dtype), to_string(info.shape),
+                                describe(tensor)));
+  }
+  const Tensor values = tensor.detach().contiguous();
+  const auto* data = static_cast<const std::byte*>(values.view().data);
+  file_.write(std::span(data, static_cast<std::size_t>(values.size_bytes())));
+  ++next_;
+}
+
+void SafetensorsWriter::commit() {
+  if (next_ != tensors_.size()) {
+    throw DataError(fmt::format("safetensors file {}: its header lists {} tensors, and '{}' is not written",
+                                file_.path().string(), tensors_.size(), tensors_[next_].name));
+  }
+  file_.commit();
+}
 
 void write_safetensors(const std::filesystem::path& path, const NamedTensors& tensors,
                        const Metadata& metadata) {
-  const std::string text = header_text(tensors, metadata);
-  AtomicFile file(path);
-  const std::uint64_t header_bytes = text.size();
-  file.write(std::as_bytes(std::span(&header_bytes, 1)));
-  file.write(text);
+  std::vector<TensorInfo> infos;
   for (const auto& [name, tensor] : tensors) {
-    const Tensor values = tensor.detach().contiguous();
-    const auto* data = static_cast<const std::byte*>(values.view().data);
-    file.write(std::span(data, static_cast<std::size_t>(values.size_bytes())));
+    check_has_data(name, tensor);
+    infos.push_back({name, tensor.dtype(), tensor.shape()});
   }
-  file.commit();
+  SafetensorsWriter writer(path, std::move(infos), metadata);
+  for (const auto& [name, tensor] : tensors) writer.write(tensor);
+  writer.commit();
 }
 
 }  // namespace tessera::data

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "data/atomic_file.h"
 #include "tensor/tensor.h"
 
 namespace tessera::data {
@@ -68,9 +69,44 @@ class SafetensorsFile {
   std::size_t data_begin_ = 0;
 };
 
+/// A tensor that is to be written: what the header says of it.
+struct TensorInfo {
+  std::string name;
+  DType dtype = kF32;
+  Shape shape;
+
+  [[nodiscard]] std::int64_t size_bytes() const noexcept {
+    return shape.num_elements() * static_cast<std::int64_t>(tessera::size_bytes(dtype));
+  }
+};
+
+/// Writes a file of tensors one by one, so that they need not be in memory together. The header stands in
+/// front, so names, dtypes and shapes are given first. Without commit() nothing appears under the name.
+///
+/// Errors    DataError if the folder cannot be written to, if a name is given twice, is not UTF-8 or is
+///           "__metadata__", if a tensor is not the one whose turn it is or commit() comes before the last;
+///           DeviceError for a tensor without data (on meta); FileError if the disk is full.
+/// Example
+///     data::SafetensorsWriter writer("model.safetensors", {{"a", kF32, {2, 3}}, {"b", kBF16, {5}}});
+///     writer.write(a);
+///     writer.write(b);
+///     writer.commit();
+class SafetensorsWriter {
+ public:
+  SafetensorsWriter(const std::filesystem::path& path, std::vector<TensorInfo> tensors,
+                    const Metadata& metadata = {});
+  /// The next one in the order of `tensors`.
+  void write(const Tensor& tensor);
+  void commit();
+
+ private:
+  std::vector<TensorInfo> tensors_;
+  std::size_t next_ = 0;
+  AtomicFile file_;
+};
+
 /// Writes `tensors`; the file appears whole or not at all (see atomic_file.h).
-/// Errors    DataError if the folder cannot be written to, if a name is given twice or is not UTF-8, or is
-///           "__metadata__"; DeviceError for a tensor without data (on meta); FileError if the disk is full.
+/// Errors    As of SafetensorsWriter.
 void write_safetensors(const std::filesystem::path& path, const NamedTensors& tensors,
                        const Metadata& metadata = {});
 

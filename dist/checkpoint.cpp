@@ -7,10 +7,14 @@
 #include <compare>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "data/atomic_file.h"
+#include "dist/job.h"
 #include "kernels/error.h"
 
 namespace tessera::dist {
@@ -29,8 +33,7 @@ std::string step_folder_name(std::int64_t step) { return fmt::format("step-{:08}
 
 // FNV-1a over 64-bit words (the tail byte by byte): eight times as fast as over bytes, and as good at finding
 // damage.
-std::string content_hash(const Tensor& tensor) {
-  const Tensor values = tensor.detach().contiguous();
+std::string content_hash(const Tensor& values) {
   const auto* bytes = static_cast<const unsigned char*>(values.view().data);
   const auto size = static_cast<std::size_t>(values.size_bytes());
   std::uint64_t hash = 0xCBF29CE484222325ull;
@@ -43,25 +46,6 @@ std::string content_hash(const Tensor& tensor) {
   }
   for (; i < size; ++i) hash = (hash ^ bytes[i]) * 0x100000001B3ull;
   return fmt::format("{:016x}", hash);
-}
-
-Json hashes(const NamedTensors& tensors) {
-  Json json = Json::object();
-  for (const auto& [name, tensor] : tensors) json[name] = content_hash(tensor);
-  return json;
-}
-
-void verify(const fs::path& file, const NamedTensors& tensors, const Json& expected) {
-  if (tensors.size() != expected.size()) {
-    throw DataError(fmt::format("checkpoint {}: holds {} tensors, and its index lists {}", file.string(),
-                                tensors.size(), expected.size()));
-  }
-  for (const auto& [name, tensor] : tensors) {
-    if (!expected.contains(name) || expected[name] != content_hash(tensor)) {
-      throw DataError(fmt::format("checkpoint {}: tensor '{}' is damaged: its hash does not match the index",
-                                  file.string(), name));
-    }
-  }
 }
 
 std::string read_text(const fs::path& path) {
@@ -122,71 +106,195 @@ void remove_older(const fs::path& run_folder, const std::string& current, std::i
     fs::remove_all(others[i].path, ignored);
 }
 
+// The folder of a checkpoint under way: the model's tensors, then the optimizer's. It goes away unless
+// committed.
+class CheckpointWriter {
+ public:
+  CheckpointWriter(fs::path run_folder, std::int64_t step, const std::vector<data::TensorInfo>& model,
+                   const std::vector<data::TensorInfo>& optimizer)
+      : run_folder_(std::move(run_folder)), step_(step), num_model_tensors_(model.size()) {
+    data::create_folder(run_folder_);
+    name_ = free_folder_name(run_folder_, step);
+    temporary_ = (run_folder_ / name_).string() + ".tmp";
+    std::error_code ignored;
+    fs::remove_all(temporary_, ignored);  // of a save that was killed
+    data::create_folder(temporary_);
+    try {
+      model_.emplace(temporary_ / kModelFile, model, data::Metadata{{"format", "pt"}});
+      optimizer_.emplace(temporary_ / kOptimizerFile, optimizer);
+    } catch (...) {
+      discard();
+      throw;
+    }
+    for (const auto* tensors : {&model, &optimizer}) {
+      for (const data::TensorInfo& tensor : *tensors) names_.push_back(tensor.name);
+    }
+  }
+  ~CheckpointWriter() { discard(); }
+  CheckpointWriter(const CheckpointWriter&) = delete;
+  CheckpointWriter& operator=(const CheckpointWriter&) = delete;
+
+  void write(const Tensor& tensor) {
+    const bool of_model = next_ < num_model_tensors_;
+    const Tensor values = tensor.defined() ? tensor.detach().contiguous() : tensor;
+    (of_model ? model_ : optimizer_)->write(values);
+    (of_model ? model_hashes_ : optimizer_hashes_)[names_.at(next_)] = content_hash(values);
+    ++next_;
+  }
+
+  void commit(const data::Metadata& metadata, int keep) {
+    const fs::path final_folder = run_folder_ / name_;
+    try {
+      model_->commit();
+      optimizer_->commit();
+      const Json index{{"format", "tessera-checkpoint"},
+                       {"version", kFormatVersion},
+                       {"step", step_},
+                       {"metadata", metadata},
+                       {"model_hashes", model_hashes_},
+                       {"optimizer_hashes", optimizer_hashes_}};
+      data::AtomicFile index_file(temporary_ / kIndexFile);
+      index_file.write(index.dump(1));
+      index_file.commit();
+      fs::rename(temporary_, final_folder);
+      data::AtomicFile latest(run_folder_ / kLatestFile);
+      latest.write(name_ + "\n");
+      latest.commit();  // brings the run folder's names to the disk as well
+    } catch (const fs::filesystem_error& error) {
+      throw FileError(fmt::format("checkpoint {}: {}", final_folder.string(), error.what()));
+    }
+    remove_older(run_folder_, name_, step_, keep);
+  }
+
+ private:
+  void discard() noexcept {
+    model_.reset();
+    optimizer_.reset();
+    std::error_code ignored;
+    fs::remove_all(temporary_, ignored);
+  }
+
+  fs::path run_folder_, temporary_;
+  std::string name_;
+  std::int64_t step_;
+  std::size_t num_model_tensors_, next_ = 0;
+  std::vector<std::string> names_;
+  std::optional<data::SafetensorsWriter> model_, optimizer_;
+  Json model_hashes_ = Json::object(), optimizer_hashes_ = Json::object();
+};
+
+std::vector<data::TensorInfo> infos(const NamedTensors& tensors) {
+  std::vector<data::TensorInfo> infos;
+  for (const auto& [name, tensor] : tensors) {
+    if (!tensor.defined()) throw DeviceError(fmt::format("save_checkpoint: '{}' is undefined", name));
+    infos.push_back({name, tensor.dtype(), tensor.shape()});
+  }
+  return infos;
+}
+
 }  // namespace
 
 void save_checkpoint(const fs::path& run_folder, const Checkpoint& checkpoint, int keep) {
-  data::create_folder(run_folder);
-  const std::string name = free_folder_name(run_folder, checkpoint.step);
-  const fs::path final_folder = run_folder / name;
-  const fs::path temporary = final_folder.string() + ".tmp";
-  std::error_code ignored;
-  fs::remove_all(temporary, ignored);  // of a save that was killed
-  data::create_folder(temporary);
-  try {
-    data::write_safetensors(temporary / kModelFile, checkpoint.model, {{"format", "pt"}});
-    data::write_safetensors(temporary / kOptimizerFile, checkpoint.optimizer);
-    const Json index{{"format", "tessera-checkpoint"},
-                     {"version", kFormatVersion},
-                     {"step", checkpoint.step},
-                     {"metadata", checkpoint.metadata},
-                     {"model_hashes", hashes(checkpoint.model)},
-                     {"optimizer_hashes", hashes(checkpoint.optimizer)}};
-    data::AtomicFile index_file(temporary / kIndexFile);
-    index_file.write(index.dump(1));
-    index_file.commit();
-    fs::rename(temporary, final_folder);
-    data::AtomicFile latest(run_folder / kLatestFile);
-    latest.write(name + "\n");
-    latest.commit();  // brings the run folder's names to the disk as well
-  } catch (const fs::filesystem_error& error) {
-    fs::remove_all(temporary, ignored);
-    throw FileError(fmt::format("checkpoint {}: {}", final_folder.string(), error.what()));
-  } catch (...) {
-    fs::remove_all(temporary, ignored);
-    throw;
+  CheckpointWriter writer(run_folder, checkpoint.step, infos(checkpoint.model), infos(checkpoint.optimizer));
+  for (const NamedTensors* tensors : {&checkpoint.model, &checkpoint.optimizer}) {
+    for (const auto& [name, tensor] : *tensors) writer.write(tensor);
   }
-  remove_older(run_folder, name, checkpoint.step, keep);
+  writer.commit(checkpoint.metadata, keep);
 }
+
+void save_checkpoint(const fs::path& run_folder, const CheckpointSources& sources, Communicator& world,
+                     int keep) {
+  std::optional<CheckpointWriter> writer;  // rank 0's
+  run_on_root(world, [&] {
+    writer.emplace(run_folder, sources.step, sources.model.tensors, sources.optimizer.tensors);
+  });
+  std::exception_ptr failure;
+  for (const TensorSource* source : {&sources.model, &sources.optimizer}) {
+    for (const data::TensorInfo& tensor : source->tensors) {
+      const Tensor whole = source->get(tensor.name);
+      if (!writer || failure != nullptr) continue;
+      try {
+        writer->write(whole);
+      } catch (...) {
+        // The others are on their way to the next tensor: not before the last one do all meet again.
+        failure = std::current_exception();
+      }
+    }
+  }
+  run_on_root(world, [&] {
+    if (failure == nullptr) return writer->commit(sources.metadata, keep);
+    writer.reset();
+    std::rethrow_exception(failure);
+  });
+}
+
+// --- Reading -----------------------------------------------------------------------------------------------
 
 bool has_checkpoint(const fs::path& folder) {
   return fs::exists(folder / kLatestFile) || fs::exists(folder / kIndexFile);
 }
 
-Checkpoint load_checkpoint(const fs::path& folder, bool with_optimizer) {
+CheckpointReader::Tensors::Tensors(const fs::path& path, std::map<std::string, std::string> hashes)
+    : path_(path), file_(data::SafetensorsFile::open(path)), hashes_(std::move(hashes)) {
+  if (entries().size() != hashes_.size()) {
+    throw DataError(fmt::format("checkpoint {}: holds {} tensors, and its index lists {}", path_.string(),
+                                entries().size(), hashes_.size()));
+  }
+  for (const auto& entry : entries()) {
+    if (!hashes_.contains(entry.name)) {
+      throw DataError(
+          fmt::format("checkpoint {}: its index does not list tensor '{}'", path_.string(), entry.name));
+    }
+  }
+}
+
+Tensor CheckpointReader::Tensors::read(const std::string& name) const {
+  Tensor tensor = file_.read(name);
+  if (hashes_.at(name) != content_hash(tensor)) {
+    throw DataError(fmt::format("checkpoint {}: tensor '{}' is damaged: its hash does not match the index",
+                                path_.string(), name));
+  }
+  return tensor;
+}
+
+NamedTensors CheckpointReader::Tensors::read_all() const {
+  NamedTensors tensors;
+  for (const auto& entry : entries()) tensors.emplace_back(entry.name, read(entry.name));
+  return tensors;
+}
+
+CheckpointReader::CheckpointReader(const fs::path& folder, bool with_optimizer) {
   const fs::path source = resolve(folder);
-  Checkpoint checkpoint;
-  Json index;
+  std::map<std::string, std::string> model_hashes, optimizer_hashes;
   try {
-    index = Json::parse(read_text(source / kIndexFile));
+    const Json index = Json::parse(read_text(source / kIndexFile));
     if (index.at("format") != "tessera-checkpoint") throw std::out_of_range("is not a checkpoint's index");
     if (index.at("version").get<int>() > kFormatVersion)
       throw std::out_of_range("was written by a newer version");
-    checkpoint.step = index.at("step").get<std::int64_t>();
-    checkpoint.metadata = index.at("metadata").get<data::Metadata>();
-    static_cast<void>(index.at("model_hashes"));
-    static_cast<void>(index.at("optimizer_hashes"));
+    step_ = index.at("step").get<std::int64_t>();
+    metadata_ = index.at("metadata").get<data::Metadata>();
+    model_hashes = index.at("model_hashes").get<std::map<std::string, std::string>>();
+    optimizer_hashes = index.at("optimizer_hashes").get<std::map<std::string, std::string>>();
   } catch (const UserError&) {
     throw;
   } catch (const std::exception& error) {
     throw DataError(fmt::format("checkpoint {}: {}", (source / kIndexFile).string(), error.what()));
   }
-  checkpoint.model = data::SafetensorsFile::open(source / kModelFile).read_all();
-  verify(source / kModelFile, checkpoint.model, index["model_hashes"]);
-  if (with_optimizer) {
-    checkpoint.optimizer = data::SafetensorsFile::open(source / kOptimizerFile).read_all();
-    verify(source / kOptimizerFile, checkpoint.optimizer, index["optimizer_hashes"]);
-  }
-  return checkpoint;
+  model_.reset(new Tensors(source / kModelFile, std::move(model_hashes)));
+  if (with_optimizer) optimizer_.reset(new Tensors(source / kOptimizerFile, std::move(optimizer_hashes)));
+}
+
+const CheckpointReader::Tensors& CheckpointReader::optimizer() const {
+  if (optimizer_ == nullptr) throw DataError("checkpoint: it was opened without the optimizer's part");
+  return *optimizer_;
+}
+
+Checkpoint load_checkpoint(const fs::path& folder, bool with_optimizer) {
+  const CheckpointReader reader(folder, with_optimizer);
+  return {.step = reader.step(),
+          .model = reader.model().read_all(),
+          .optimizer = with_optimizer ? reader.optimizer().read_all() : NamedTensors(),
+          .metadata = reader.metadata()};
 }
 
 }  // namespace tessera::dist

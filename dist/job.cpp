@@ -366,9 +366,13 @@ bool Job::agree_to_stop(std::source_location where) {
 }
 
 void Job::on_root(const std::function<void()>& action, std::source_location where) {
+  run_on_root(*world_, action, where);
+}
+
+void run_on_root(Communicator& group, const std::function<void()>& action, std::source_location where) {
   std::uint8_t failed[1] = {0};
   std::exception_ptr exception;
-  if (is_root()) {
+  if (group.rank() == 0) {
     try {
       action();
     } catch (...) {
@@ -376,11 +380,11 @@ void Job::on_root(const std::function<void()>& action, std::source_location wher
       failed[0] = 1;
     }
   }
-  world_->broadcast(buffer_of(failed), 0, where);
+  group.broadcast(buffer_of(failed), 0, where);
   if (exception != nullptr) std::rethrow_exception(exception);
   if (failed[0] != 0) {
-    throw PeerFailure(fmt::format("rank 0 failed in what it did for all ranks (rank {} of {}, {}:{})", rank(),
-                                  size(), where.file_name(), where.line()),
+    throw PeerFailure(fmt::format("rank 0 failed in what it did for all ranks (rank {} of {}, {}:{})",
+                                  group.rank(), group.size(), where.file_name(), where.line()),
                       where);
   }
 }

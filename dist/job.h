@@ -85,6 +85,10 @@ class Job {
   int threads_per_rank_;
 };
 
+/// Runs `action` on rank 0 of the group while the others wait; see Job::on_root.
+void run_on_root(Communicator& group, const std::function<void()>& action,
+                 std::source_location where = std::source_location::current());
+
 /// Runs `program` on every rank of the job and returns the exit status for main: alone, as `options.ranks`
 /// threads, or as this process's rank of an mpiexec.
 ///

@@ -12,6 +12,7 @@
 #include "kernels/error.h"
 #include "tensor/create.h"
 #include "tests/data/temporary_folder.h"
+#include "tests/expect_error.h"
 
 namespace tessera::data {
 namespace {
@@ -322,6 +323,42 @@ TEST(SafetensorsWriter, WritesAFileWithoutTensors) {
   const TemporaryFolder folder;
   write_safetensors(folder / "x", {});
   EXPECT_TRUE(SafetensorsFile::open(folder / "x").entries().empty());
+}
+
+// --- One tensor at a time ----------------------------------------------------------------------------------
+
+TEST(SafetensorsWriter, WritesTheBytesOfTheWholeForm) {
+  const TemporaryFolder folder;
+  const Tensor a = uniform({3, 4}, -1, 1, "a"), b = uniform({5}, -1, 1, "b").to(kBF16), c = ones({0, 2});
+  write_safetensors(folder / "whole", {{"a", a.transpose(0, 1)}, {"b", b}, {"c", c}}, {{"format", "pt"}});
+  SafetensorsWriter writer(folder / "one by one",
+                           {{"a", kF32, {4, 3}}, {"b", kBF16, {5}}, {"c", kF32, {0, 2}}}, {{"format", "pt"}});
+  writer.write(a.transpose(0, 1));
+  writer.write(b);
+  EXPECT_FALSE(std::filesystem::exists(folder / "one by one")) << "before commit";
+  writer.write(c);
+  writer.commit();
+  EXPECT_TRUE(read_file(folder / "one by one") == read_file(folder / "whole"));
+}
+
+TEST(SafetensorsWriter, RefusesWhatTheHeaderDoesNotSay) {
+  const TemporaryFolder folder;
+  {
+    SafetensorsWriter writer(folder / "file", {{"a", kF32, {4, 3}}, {"b", kBF16, {5}}});
+    expect_error<DataError>([&] { writer.write(ones({3, 4})); }, {"'a'", "[4, 3]", "[3, 4]"});
+    expect_error<DataError>([&] { writer.write(ones({4, 3}).to(kF64)); }, {"'a'", "f32", "f64"});
+    expect_error<DeviceError>([&] { writer.write(empty({4, 3}, {.device = meta})); }, {"'a'", "meta"});
+    writer.write(ones({4, 3}));
+    expect_error<DataError>([&] { writer.commit(); }, {"'b'", "not written"});
+    writer.write(ones({5}).to(kBF16));
+    expect_error<DataError>([&] { writer.write(ones({1})); }, {"all 2 tensors", "[1]"});
+  }
+  EXPECT_TRUE(std::filesystem::is_empty(folder.path())) << "without commit nothing stays";
+  expect_error<DataError>(
+      [&] {
+        SafetensorsWriter(folder / "file", {{"a", kF32, {1}}, {"a", kF32, {1}}});
+      },
+      {"'a'", "twice"});
 }
 
 }  // namespace
