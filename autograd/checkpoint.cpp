@@ -205,14 +205,23 @@ void make_recomputable(const Tensor& y, std::function<Tensor(std::span<const Ten
   recipe->version = y.storage().version();
   std::vector<Saved> kept;
   for (const Tensor& input : inputs) kept.push_back(saved(input));
-  recipe->make = [function = std::move(function), kept = std::move(kept), first_run = Circumstances::now()] {
+  recipe->make = [function = std::move(function), kept = std::move(kept), layout = y.layout(),
+                  first_run = Circumstances::now()] {
     const NoGrad no_grad;
     const ReplayScope replay(first_run);
     std::vector<Tensor> again;
     for (const Saved& input : kept) again.push_back(input.get().detach());
-    return function(again).detach();
+    return function(again).detach().set_layout(layout);
   };
   info->producer->outputs[static_cast<std::size_t>(info->output_index)].recipe = std::move(recipe);
+}
+
+void keep_recomputable(const Tensor& x, const Tensor& y) {
+  const GradInfo* info = grad_info(x);
+  if (info == nullptr || info->is_leaf()) return;
+  if (info->producer->outputs[static_cast<std::size_t>(info->output_index)].recipe == nullptr) return;
+  make_recomputable(
+      y, [](std::span<const Tensor> again) { return again[0]; }, std::span(&x, 1));
 }
 
 Tensor recomputed(std::function<Tensor(std::span<const Tensor>)> function, std::span<const Tensor> inputs) {

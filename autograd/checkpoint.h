@@ -74,4 +74,8 @@ struct CheckpointOptions {
 void make_recomputable(const Tensor& y, std::function<Tensor(std::span<const Tensor>)> function,
                        std::span<const Tensor> inputs);
 
+/// For an operation whose result `y` is `x` itself with another place in the graph: what saves y saves how to
+/// make x again, if x is such a value.
+void keep_recomputable(const Tensor& x, const Tensor& y);
+
 }  // namespace tessera

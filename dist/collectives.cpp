@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "autograd/checkpoint.h"
 #include "autograd/grad_mode.h"
 #include "autograd/graph.h"
 #include "kernels/error.h"
@@ -201,8 +202,10 @@ Tensor all_reduce(const Tensor& x, Communicator& group) {
 
 Tensor copy_to_ranks(const Tensor& x, Communicator& group) {
   if (group.size() == 1) return x;
-  return record("copy_to_ranks", x.detach(), {x},
-                [&group](const Tensor& dy, Needs) -> Grads { return {sum(dy, group)}; });
+  const Tensor y = record("copy_to_ranks", x.detach(), {x},
+                          [&group](const Tensor& dy, Needs) -> Grads { return {sum(dy, group)}; });
+  keep_recomputable(x, y);
+  return y;
 }
 
 Tensor all_to_all(const Tensor& x, int split_dim, int concat_dim, Communicator& group,

@@ -140,9 +140,14 @@ class TensorParallel {
   void apply(const PlanRow& row, nn::Module& module) {
     switch (row.role) {
       case Role::kEnter:
-        module.add_forward_pre_hook(on_first([this_mesh = &mesh_, sequence = sequence_](const Tensor& x) {
-          return enter(x, *this_mesh, sequence);
-        }));
+        module.add_forward_pre_hook(
+            [this_mesh = &mesh_, sequence = sequence_](nn::Module& entered, std::span<Tensor> tensors) {
+              const auto through = [=](const Tensor& x) { return enter(x, *this_mesh, sequence); };
+              // The gathered sequence is t times what this rank keeps: gathered again in the backward pass
+              // where memory counts more than traffic (Korthikanti et al., 2022).
+              const bool again = sequence && entered.recomputes_cheap_values();
+              tensors[0] = again ? recomputed(through, tensors[0]) : through(tensors[0]);
+            });
         return;
       case Role::kColumn:
         return column(as<nn::Linear>(module, "an nn::Linear whose outputs are cut"), row);

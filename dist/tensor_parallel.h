@@ -100,8 +100,8 @@ void materialize(nn::Module& model, const LaidOut& laid_out);
 ///
 /// Calling   On the model on meta, before it is materialised (Placement::fill_initial gives the values).
 /// Errors    ConfigError for a pattern that matches no module (the nearest is named), a module of another
-///           type than the role needs, fewer heads or rows than ranks where none may be empty; DeviceError for a
-///           model that has memory.
+///           type than the role needs, fewer heads or rows than ranks where none may be empty; DeviceError
+///           for a model that has memory.
 [[nodiscard]] LaidOut lay_out(nn::Module& model, const Plan& plan, const Mesh& mesh,
                               const TensorParallelOptions& options = {});
 

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <ranges>
 
+#include "autograd/checkpoint.h"
 #include "autograd/graph.h"
 
 namespace tessera::nn {
@@ -35,7 +36,10 @@ void pass_through(const char* operation, std::span<Tensor> tensors,
         notify(gradients);
         return Grads(dys.begin(), dys.end());
       });
-  for (std::size_t i = 0; i < positions.size(); ++i) tensors[positions[i]] = outputs[i];
+  for (std::size_t i = 0; i < positions.size(); ++i) {
+    keep_recomputable(tensors[positions[i]], outputs[i]);
+    tensors[positions[i]] = outputs[i];
+  }
 }
 
 template <class F>

@@ -196,6 +196,40 @@ TEST_F(Recomputed, LeavesNoMemoryBehind) {
   EXPECT_EQ(activations(), before);
 }
 
+TEST_F(Recomputed, AnAliasOfTheValueCanBeMadeAgainToo) {
+  const Tensor w = parameter({16, 16}, "w");
+  std::vector<std::vector<float>> grads;
+  for (const bool again : {false, true}) {
+    const Tensor x = parameter({8, 16}, "x");
+    const std::int64_t before = activations();
+    Tensor h = recomputed(counted(), x);
+    Tensor alias = record("alias", h.detach(), {h}, [](const Tensor& dy, Needs) -> Grads { return {dy}; });
+    if (again) keep_recomputable(h, alias);
+    const Tensor y = linear(alias, w);
+    h = alias = Tensor();
+    EXPECT_EQ(activations() - before, (again ? 1 : 2) * kBytes) << "y, and else h behind its alias";
+    sum(y).backward();
+    grads.push_back(x.grad().to_vector<float>());
+  }
+  EXPECT_EQ(grads[1], grads[0]);
+}
+
+// dist::copy_to_ranks makes such an alias, I → R; what is computed from it looks at its layout again.
+TEST_F(Recomputed, AnAliasOfAnotherLayoutComesBackWithIt) {
+  const Layout replicated = Layout().with(MeshAxis::kTp, AxisLayout::replicated());
+  const Tensor h = recomputed(counted(), parameter({8, 16}, "x"));
+  Tensor alias = record("alias", h.detach(), {h}, [](const Tensor& dy, Needs) -> Grads { return {dy}; });
+  alias.set_layout(replicated);
+  keep_recomputable(h, alias);
+  std::vector<Layout> seen;
+  const Function f = [&](const Tensor& in) {
+    seen.push_back(in.layout());
+    return exp(in);
+  };
+  sum(square(recomputed(f, alias))).backward();
+  EXPECT_EQ(seen, (std::vector<Layout>{replicated, replicated}));
+}
+
 // Each value's recipe holds the value before; a graph that is dropped must not be dropped by recursion.
 TEST_F(Recomputed, DeepGraphsDieWithoutRecursion) {
   const DeviceScope on(meta);

@@ -34,6 +34,7 @@ struct Case {
   int ranks;
   bool sequence_parallel = false;
   bool recompute = false;
+  bool selective = false;
 };
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
@@ -105,7 +106,10 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"Llama tp 2", kLlama, 2}, Case{"Llama tp 3", kLlama, 3}, Case{"Llama tp 4", kLlama, 4},
         Case{"Llama tp 8", kLlama, 8}, Case{"Llama tp 2 sp", kLlama, 2, true},
         Case{"Llama tp 3 sp", kLlama, 3, true}, Case{"Llama tp 4 sp recompute", kLlama, 4, true, true},
-        Case{"Llama untied tp 2", kUntied, 2}, Case{"Llama untied tp 4 sp", kUntied, 4, true}));
+        Case{"Llama untied tp 2", kUntied, 2}, Case{"Llama untied tp 4 sp", kUntied, 4, true},
+        Case{"GPT-2 tp 3 selective", kGpt2, 3, false, false, true},
+        Case{"GPT-2 tp 3 sp selective", kGpt2, 3, true, false, true},
+        Case{"Llama tp 4 sp selective", kLlama, 4, true, false, true}));
 
 TEST_P(TensorParallelModel, HasTheLossAndGradientsOfTheWholeModel) {
   const Case& c = GetParam();
@@ -121,7 +125,9 @@ TEST_P(TensorParallelModel, HasTheLossAndGradientsOfTheWholeModel) {
     const LaidOut laid_out = lay_out(*model, tensor_parallel_plan(*model, job.size()), mesh,
                                      {.sequence_parallel = c.sequence_parallel});
     materialize(*model, laid_out);
-    model->set_recompute(c.recompute);
+    model->set_recompute({.mode = c.selective   ? nn::RecomputeConfig::Mode::kSelective
+                                  : c.recompute ? nn::RecomputeConfig::Mode::kFull
+                                                : nn::RecomputeConfig::Mode::kNone});
     for (const auto& [name, tensor] : model->named_parameters()) {
       EXPECT_EQ(largest_difference(laid_out.whole(name, tensor, mesh), expected.weights.at(name)), 0.0)
           << name;
@@ -175,6 +181,53 @@ TEST(TensorParallelBytes, AreFourAllReducesABlockAndThreeOutside) {
         EXPECT_EQ(tape.total_sent_bytes("tp", Collective::kAllGather), reductions * activation / 2);
         EXPECT_EQ(tape.total_sent_bytes("tp", Collective::kAllReduce), losses);
       }
+    });
+  }
+}
+
+// --- Activations kept --------------------------------------------------------------------------------------
+
+// The table of tests/nn/recompute_test.cpp, over t = 2 ranks. Within the doors, qkv 3N, o N, f 4N and g 4N
+// are cut by heads and columns. Outside, without sequence parallelism, x, a, s and m (N each) are whole on
+// every rank; with it they are cut by tokens, and what is gathered of a and m is whole where it is kept.
+TEST(TensorParallelActivations, AreTheBytesOfThePapers) {
+  using Mode = nn::RecomputeConfig::Mode;
+  struct Row {
+    Mode mode;
+    bool sequence_parallel;
+    double kept;       // in N
+    int more_gathers;  // of N in a block's backward pass
+  };
+  for (const Row& row :
+       {Row{Mode::kNone, false, 4 + 12.0 / 2, 0}, Row{Mode::kSelective, false, 2 + 8.0 / 2, 0},
+        Row{Mode::kNone, true, 2 + 14.0 / 2, 0}, Row{Mode::kSelective, true, 10.0 / 2, 2},
+        Row{Mode::kFull, false, 1, 0}, Row{Mode::kFull, true, 1.0 / 2, 2}}) {
+    run_thread_ranks(2, [&](Job& job) {
+      RankContext& context = RankContext::current();
+      context.sequence_length = kTime;
+      const Mesh mesh(tp_mesh(2), job.shared_world());
+      const auto model = on_meta(kGpt2);
+      const LaidOut laid_out = lay_out(*model, tensor_parallel_plan(*model, 2), mesh,
+                                       {.sequence_parallel = row.sequence_parallel});
+      materialize(*model, laid_out);
+      model->set_recompute({.mode = row.mode});
+      const auto in_use = [&] { return context.pool(cpu)->report().of(MemoryCategory::kActivation).current; };
+      const std::int64_t elements = kBatch * kTime * 16, tokens = kBatch * kTime;
+      // Statistics of two norms over this rank's tokens, and lse over its heads: f64, as everything here.
+      const std::int64_t statistics =
+          row.mode == Mode::kFull ? 0 : 4 * (row.sequence_parallel ? tokens / 2 : tokens) + tokens * 4 / 2;
+      const Tensor x = model->embed(batch().first, 0);
+      const std::int64_t before = in_use();
+      const Tensor y = model->run_block(0, x);
+      // x was there before and counts for the block; y counts for the next one.
+      EXPECT_EQ(in_use() - before,
+                8 * (static_cast<std::int64_t>(row.kept * static_cast<double>(elements)) + statistics))
+          << "mode " << static_cast<int>(row.mode) << (row.sequence_parallel ? ", sequence parallel" : "");
+      job.tape().reset_totals();
+      sum(y).backward();
+      // The gradients of the block's two scatters and of the embedding's, and what is gathered again.
+      const std::int64_t gathers = row.sequence_parallel ? 3 + row.more_gathers : 0;
+      EXPECT_EQ(job.tape().total_sent_bytes("tp", Collective::kAllGather), gathers * elements * 8 / 2);
     });
   }
 }
