@@ -197,14 +197,15 @@ void make_recomputable(const Tensor& y, std::function<Tensor(std::span<const Ten
                        std::span<const Tensor> inputs) {
   const GradInfo* info = grad_info(y);
   if (info == nullptr || info->is_leaf() || !RankContext::current().grad_enabled) return;
-  // Of a function that hands its input through, the input is kept; a recipe would hold itself.
-  for (const Tensor& input : inputs) {
-    if (grad_info(input) == info) return;
-  }
   auto recipe = std::make_shared<Recipe>();
   recipe->version = y.storage().version();
   std::vector<Saved> kept;
-  for (const Tensor& input : inputs) kept.push_back(saved(input));
+  for (const Tensor& input : inputs) {
+    // The recipe hangs on the node that made y; an input's place in the graph may lead there: of two outputs
+    // of one node, say. Held by the recipe, that would be a cycle.
+    const Saved value = saved(input);
+    kept.push_back(value.can_be_remade() ? value : Saved(input.detach()));
+  }
   recipe->make = [function = std::move(function), kept = std::move(kept), layout = y.layout(),
                   first_run = Circumstances::now()] {
     const NoGrad no_grad;

@@ -64,6 +64,7 @@ class Saved {
   ///          dropped and used.
   [[nodiscard]] const Tensor& get() const;
   [[nodiscard]] bool defined() const noexcept { return value_.defined() || remade_ != nullptr; }
+  [[nodiscard]] bool can_be_remade() const noexcept { return remade_ != nullptr; }
   /// True if nobody else can see the value's memory.
   [[nodiscard]] bool is_sole_owner() const;
 

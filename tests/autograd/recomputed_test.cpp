@@ -192,6 +192,12 @@ TEST_F(Recomputed, LeavesNoMemoryBehind) {
     sum(square(y)).backward();
     const Tensor unused = square(recomputed(counted(), exp(y)));
     const Tensor same = recomputed([](const Tensor& in) { return in; }, exp(y));
+    // One output of a node from the other.
+    const ResidualNorm norm = add_layer_norm(exp(y), x, one, {});
+    make_recomputable(
+        norm.normalized, [one](std::span<const Tensor> sum) { return layer_norm(sum[0], one, {}); },
+        std::span(&norm.sum, 1));
+    const Tensor never_differentiated = square(norm.normalized);
   }
   EXPECT_EQ(activations(), before);
 }

@@ -226,6 +226,20 @@ TEST_F(Recompute, SelectiveCostsNoProduct) {
   EXPECT_LT(full, 1.34);
 }
 
+// As after an evaluation that forgot NoGrad.
+TEST_F(Recompute, AGraphThatIsNeverDifferentiatedLeavesNothing) {
+  for (const Family& family : kFamilies) {
+    for (const Mode mode : {Mode::kNone, Mode::kSelective, Mode::kFull}) {
+      const auto model = family.make();
+      model->set_recompute({.mode = mode});
+      const std::int64_t before = bytes_of(MemoryCategory::kActivation);
+      static_cast<void>(kept_by_blocks(*model, kF32, cpu));
+      EXPECT_EQ(bytes_of(MemoryCategory::kActivation), before)
+          << family.name << ", mode " << static_cast<int>(mode);
+    }
+  }
+}
+
 TEST_F(Recompute, TurnsOffAgain) {
   const auto model = make_gpt2();
   static_cast<void>(kept_by_blocks(*model, kF32, cpu));
