@@ -39,11 +39,13 @@ void ZeroGather::begin_forward() {
         "begin_backward() after the forward pass, right before loss.backward()");
   }
   end_forward();
+  in_forward_ = true;
 }
 
+// Also ends a pass of which the model's hooks did not tell: one that ran part by part, or met an exception.
 void ZeroGather::end_forward() {
-  if (in_backward_) return;
-  if (forward_.cursor > 0) catch_up(forward_, forward_.units.size());
+  if (in_backward_ || !std::exchange(in_forward_, false)) return;
+  catch_up(forward_, forward_.units.size());
   forward_.cursor = 0;
 }
 
@@ -64,6 +66,7 @@ void ZeroGather::end_backward() {
 
 void ZeroGather::enter(std::size_t unit) {
   if (in_backward_) return enter_backward(unit);
+  in_forward_ = true;
   // An exception may have ended the unit's last forward pass before it was left.
   if (std::exchange(units_[unit].in_forward, true)) release(unit);
   acquire(unit, forward_);
@@ -173,7 +176,7 @@ void ZeroGather::give_up() {
   }
   for (std::size_t flat = 0; flat < flats_.size(); ++flat) drop(flat);
   forward_.cursor = backward_.cursor = 0;
-  in_backward_ = false;
+  in_forward_ = in_backward_ = false;
 }
 
 // --- The schedule ------------------------------------------------------------------------------------------

@@ -108,6 +108,7 @@ void ZeroReduce::begin_backward(bool last) {
 }
 
 void ZeroReduce::prepare_unit(std::size_t unit) {
+  advance(may_be_under_way());  // what has arrived makes room
   for (const std::size_t flat : set_.plan.units[unit].flats) {
     if (set_.plan.flats[flat].trainable && flats_[flat].step == Step::kCollecting) ensure_buffer(flat);
   }
@@ -128,7 +129,11 @@ void ZeroReduce::gradient_is_complete(std::size_t parameter) {
   if (std::exchange(complete_[parameter], std::uint8_t{1}) == 0) ++flat.complete;
   if (!is_due()) return;
   start_complete_ones();
-  advance(set_.plan.placement.parameters == Spread::kWhole ? kMaxUnderWay : order_.size());
+  advance(may_be_under_way());
+}
+
+std::size_t ZeroReduce::may_be_under_way() const {
+  return set_.plan.placement.parameters == Spread::kWhole ? kMaxUnderWay : order_.size();
 }
 
 bool ZeroReduce::unit_is_complete(std::size_t unit) const {

@@ -108,6 +108,7 @@ class ZeroGather {
   Pass forward_;
   Pass backward_;
   bool recording_ = true;
+  bool in_forward_ = false;
   bool in_backward_ = false;
   std::int64_t live_elements_ = 0;
 };
@@ -152,6 +153,7 @@ class ZeroReduce {
   void finish(std::size_t flat);
   [[nodiscard]] bool is_through(std::size_t flat, bool wait);
   void start_complete_ones();
+  [[nodiscard]] std::size_t may_be_under_way() const;
   void advance(std::size_t may_be_under_way);
   void drop_buffer(std::size_t flat);
 

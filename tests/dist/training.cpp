@@ -63,11 +63,20 @@ double difference(double a, double b) {
 
 }  // namespace
 
+void freeze(nn::Module& model, const std::vector<std::string>& patterns) {
+  for (auto [name, parameter] : model.named_parameters()) {
+    for (const std::string& pattern : patterns) {
+      if (optim::matches(pattern, name)) parameter.set_requires_grad(false);
+    }
+  }
+}
+
 Trained train(const Training& training, Communicator& group) {
   RankContext context({.rank = group.rank(), .world_size = group.size(), .num_threads = 1, .seed = 17});
   const RankContext::Scope scope(context);
   const auto model = nn::make_language_model(training.model, kVocab);
   model->to(training.dtype);
+  freeze(*model, training.frozen);
   model->set_recompute(training.recompute);
   Trained result;
   result.num_parameters = model->num_parameters();

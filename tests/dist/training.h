@@ -33,7 +33,10 @@ struct Training {
   std::int64_t bucket_bytes = 25 << 20;
   bool recompute = false;
   Mutant mutant = Mutant::kNone;
+  std::vector<std::string> frozen{};  ///< patterns of parameters that are not trained
 };
+/// Makes those parameters require no gradient.
+void freeze(nn::Module& model, const std::vector<std::string>& patterns);
 
 /// Sequences of the global batch: divisible by 1, 2, 3, 4 and 8 ranks.
 inline constexpr std::int64_t kGlobalBatch = 24;

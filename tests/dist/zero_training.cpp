@@ -31,6 +31,29 @@ std::vector<ZeroTraffic> traffic_of(const Tape& tape) {
   return rows;
 }
 
+bool is_step(const std::string& state_name) { return state_name.ends_with("/step"); }
+std::string parameter_of(const std::string& state_name) { return state_name.substr(0, state_name.find('/')); }
+
+ZeroSaved save(int step, const Zero& zero, optim::Optimizer& optimizer) {
+  ZeroSaved saved{.step = step};
+  for (const ZeroParameter& parameter : zero.plan().parameters) {
+    saved.parameters.emplace_back(parameter.record.name, zero.whole(parameter.record.name));
+  }
+  for (const auto& [name, piece] : optimizer.state()) {
+    saved.optimizer.emplace_back(name, is_step(name) ? piece : zero.whole(parameter_of(name), piece));
+  }
+  return saved;
+}
+
+void restore(const ZeroSaved& saved, Zero& zero, optim::Optimizer& optimizer) {
+  for (const auto& [name, whole] : saved.parameters) zero.load(name, whole);
+  NamedTensors pieces;
+  for (const auto& [name, whole] : saved.optimizer) {
+    pieces.emplace_back(name, is_step(name) ? whole : zero.piece(parameter_of(name), whole));
+  }
+  optimizer.load_state(pieces);
+}
+
 ZeroTrained train(Job& job, const ZeroTraining& training) {
   Communicator& world = job.world();
   RankContext context({.rank = world.rank(), .world_size = world.size(), .num_threads = 1, .seed = 17});
@@ -48,7 +71,7 @@ ZeroTrained train(Job& job, const ZeroTraining& training) {
     return built;
   }();
   model->set_recompute(training.recompute);
-  if (training.prepare) training.prepare(*model);
+  freeze(*model, training.frozen);
   Zero zero(*model, mesh, training.zero);
   result.after_construction = pool.report();
   result.trained.num_parameters = model->num_parameters();
@@ -56,12 +79,16 @@ ZeroTrained train(Job& job, const ZeroTraining& training) {
   optim::AdamW optimizer(zero.pieces(), {.lr = 1e-3, .beta2 = 0.95, .weight_decay = 0.1},
                          optim::no_decay_for_biases_and_norms());
 
+  if (training.from != nullptr) restore(*training.from, zero, optimizer);
+  if (training.prepare) training.prepare(*model, job);
+
   Communicator& data = mesh.group(MeshAxis::kDp, MeshAxis::kCp);
   const std::int64_t per_rank = kGlobalBatch / data.size();
   const std::int64_t micro_batch = training.micro_batch == 0 ? per_rank : training.micro_batch;
   const std::int64_t accumulation = per_rank / micro_batch;
   const auto valid = static_cast<double>(num_targets(0, kGlobalBatch));
-  for (int step = 0; step < training.steps; ++step) {
+  const int first_step = training.from == nullptr ? 0 : training.from->step;
+  for (int step = first_step; step < training.steps; ++step) {
     context.step = static_cast<std::uint64_t>(step);
     context.pool(cpu)->reset_peak();
     job.tape().reset_totals();
@@ -85,14 +112,15 @@ ZeroTrained train(Job& job, const ZeroTraining& training) {
     data.all_reduce(buffer_of(loss_sum));
     result.trained.losses.push_back(loss_sum[0] / valid);
     result.trained.grad_norms.push_back(norm);
-    if (training.after_step) training.after_step(*model, zero, step);
+    if (training.after_step) training.after_step(*model, job, step);
   }
   result.trained.weights = whole_values(zero);
   // Moments have the parameter's dtype, or f32 and a master beside them.
   const std::int64_t optimizer_bytes = training.dtype == kF64 ? 16 : training.dtype == kF32 ? 8 : 12;
   result.predicted_memory = zero.predicted_memory(optimizer_bytes);
   result.predicted_traffic = zero.predicted_traffic(static_cast<int>(accumulation));
-  for (const ZeroFlat& flat : zero.plan().flats) result.padded_elements += flat.padded;
+  result.plan = zero.plan();
+  result.saved = save(training.steps, zero, optimizer);
   return result;
 }
 

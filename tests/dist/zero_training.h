@@ -21,10 +21,20 @@ struct ZeroTraining {
   int steps = 6;
   bool recompute = false;
   std::string mesh{};  ///< empty: all ranks on dp
-  /// Called with the model on meta.
-  std::function<void(nn::LanguageModel&)> prepare = nullptr;
+  std::vector<std::string> frozen{};
+  /// Called with the model laid out.
+  std::function<void(nn::LanguageModel&, Job&)> prepare = nullptr;
   /// Called after each update.
-  std::function<void(nn::LanguageModel&, Zero&, int step)> after_step = nullptr;
+  std::function<void(nn::LanguageModel&, Job&, int step)> after_step = nullptr;
+  /// Goes on from what an earlier run of any layout left.
+  const struct ZeroSaved* from = nullptr;
+};
+
+/// A run that was stopped: whole tensors.
+struct ZeroSaved {
+  int step = 0;
+  NamedTensors parameters{};
+  NamedTensors optimizer{};
 };
 
 struct ZeroTrained {
@@ -34,7 +44,8 @@ struct ZeroTrained {
   std::vector<ZeroTraffic> traffic;  ///< of the last step, without the world's sums of losses and norms
   ZeroMemory predicted_memory;
   std::vector<ZeroTraffic> predicted_traffic;
-  std::int64_t padded_elements = 0;
+  ZeroSaved saved;
+  ZeroPlan plan;
 };
 
 /// What each rank has at the end of a run on threads.
