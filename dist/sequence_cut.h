@@ -11,7 +11,7 @@ namespace tessera::dist {
 /// Which tokens of a sequence each rank of a group has (context parallel).
 ///
 /// Contiguous: rank r has the r-th of R pieces, as Tensor::chunk cuts. Under a causal mask that is unfair to
-/// ring attention: the last rank has R times the pairs of queries and keys that the first has.
+/// ring attention: the last rank has 2R − 1 times the pairs of queries and keys of the first.
 ///
 /// Balanced: the sequence is cut into 2R chunks, and rank r has chunks r and 2R − 1 − r, an early one and a
 /// late one. With 2R·c tokens every rank has (2R − 1)·c² + c·(c + 1) pairs (Llama 3: Dubey et al., "The Llama
