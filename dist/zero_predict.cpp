@@ -1,5 +1,5 @@
-// Memory and traffic of a ZeroPlan, from shapes alone (DISTRIBUTED: Rajbhandari et al., 2020, sections 5 and
-// 7). With Ψ elements, N data ranks and g micro-batches, elements that a rank sends, times (N−1)/N:
+// Memory and traffic of a ZeroPlan, from shapes alone (Rajbhandari et al., 2020, sections 5 and 7).
+// With Ψ elements, N data ranks and g micro-batches, elements that a rank sends, times (N−1)/N:
 //
 //     stage 0, 1   2Ψ          all-reduce, or reduce-scatter and all-gather, once a step
 //     stage 2      (g+1)Ψ      a reduce-scatter for each micro-batch, one all-gather

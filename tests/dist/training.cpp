@@ -36,7 +36,7 @@ std::int64_t num_targets(std::int64_t first, std::int64_t count) {
   return sum;
 }
 
-Tensor sum_of_losses(nn::LanguageModel& model, int step, std::int64_t first, std::int64_t count) {
+std::pair<Tensor, Tensor> batch_of(int step, std::int64_t first, std::int64_t count) {
   std::vector<std::int64_t> ids, targets;
   for (std::int64_t sample = first; sample < first + count; ++sample) {
     for (std::int64_t t = 0; t < kTime; ++t) {
@@ -45,7 +45,12 @@ Tensor sum_of_losses(nn::LanguageModel& model, int step, std::int64_t first, std
     }
   }
   const Shape shape{count, kTime};
-  return model.loss(from_vector(ids, shape), from_vector(targets, shape), Reduction::kSum);
+  return {from_vector(ids, shape), from_vector(targets, shape)};
+}
+
+Tensor sum_of_losses(nn::LanguageModel& model, int step, std::int64_t first, std::int64_t count) {
+  const auto [ids, targets] = batch_of(step, first, count);
+  return model.loss(ids, targets, Reduction::kSum);
 }
 
 namespace {

@@ -47,8 +47,11 @@ inline const std::string kLlama =
 
 /// How many targets of the samples [first, first + count) of a batch count.
 [[nodiscard]] std::int64_t num_targets(std::int64_t first, std::int64_t count);
+/// Ids and targets of samples [first, first + count) of a step's batch, [count, T] each.
+[[nodiscard]] std::pair<Tensor, Tensor> batch_of(int step, std::int64_t first, std::int64_t count);
 /// Sum of the losses of samples [first, first + count) of a step's batch.
-[[nodiscard]] Tensor sum_of_losses(nn::LanguageModel& model, int step, std::int64_t first, std::int64_t count);
+[[nodiscard]] Tensor sum_of_losses(nn::LanguageModel& model, int step, std::int64_t first,
+                                   std::int64_t count);
 /// Below every norm of these runs, so that clipping is active in each step.
 inline constexpr double kMaxNorm = 0.05;
 inline constexpr std::int64_t kVocab = 251;

@@ -329,6 +329,34 @@ TEST(Zero, ContinuesUnderAnotherPlacementFromWholeTensors) {
   }
 }
 
+// --- Over tensor parallelism -------------------------------------------------------------------------------
+
+// The local parts of tensor parallelism are cut once more over dp; norms under sequence parallelism are R on
+// tp and summed over it.
+TEST(Zero, CutsWhatTensorParallelismHasCut) {
+  for (const std::string& model : {kGpt2, kLlama}) {
+    for (const Placement& placement : {kStage0, kStage1, kStage2, kStage3, kHpz}) {
+      for (const bool sequence_parallel : {false, true}) {
+        const bool is_hierarchical = placement.shard_size > 0;
+        ZeroTraining training{.model = model,
+                              .zero = {.placement = placement.placement, .shard_size = placement.shard_size},
+                              .micro_batch = 2,
+                              .sequence_parallel = sequence_parallel,
+                              .mesh = is_hierarchical ? "dp=4,tp=2" : "dp=2,tp=2"};
+        training.recompute = placement.placement == ZeroPlacement::stage(3);
+        const std::vector<ZeroTrained> ranks = train_with_zero(is_hierarchical ? 8 : 4, training);
+        for (const ZeroTrained& rank : ranks) {
+          EXPECT_TRUE(rank.trained.initial_weights == reference(model).initial_weights);
+          EXPECT_LE(largest_loss_difference(rank.trained, reference(model)), 1e-12) << placement.name;
+          EXPECT_LE(largest_weight_difference(rank.trained, reference(model)), 1e-12) << placement.name;
+          EXPECT_TRUE(rank.trained.weights == ranks[0].trained.weights) << "ranks drift apart";
+          expect_predicted_memory(rank);
+        }
+      }
+    }
+  }
+}
+
 // --- Prefetching -------------------------------------------------------------------------------------------
 
 // How many gathers have started when the first block runs in the second step; GPT-2's order is wte, wpe, h.0,

@@ -3,8 +3,11 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <optional>
 
 #include "autograd/ops.h"
+#include "dist/tensor_parallel.h"
+#include "dist/vocab_parallel.h"
 #include "nn/model_factory.h"
 #include "optim/adam.h"
 #include "optim/clip.h"
@@ -26,7 +29,7 @@ std::vector<std::pair<std::string, std::vector<double>>> whole_values(const Zero
 std::vector<ZeroTraffic> traffic_of(const Tape& tape) {
   std::vector<ZeroTraffic> rows;
   for (const TapeTotal& total : tape.totals()) {
-    if (total.group != "world") rows.push_back({total.group, total.op, total.calls, total.sent_bytes});
+    if (total.group.starts_with("dp")) rows.push_back({total.group, total.op, total.calls, total.sent_bytes});
   }
   return rows;
 }
@@ -54,6 +57,38 @@ void restore(const ZeroSaved& saved, Zero& zero, optim::Optimizer& optimizer) {
   optimizer.load_state(pieces);
 }
 
+// --- Over tensor parallelism, where there is a tp axis
+
+ZeroOptions with_tensor_parts(ZeroOptions options, const std::optional<LaidOut>& laid_out, const Mesh& mesh) {
+  if (!laid_out) return options;
+  options.tensor_parts.whole = [&](const std::string& name, const Tensor& local) {
+    return laid_out->whole(name, local, mesh);
+  };
+  options.tensor_parts.part = [&](const std::string& name, const Tensor& whole) {
+    return laid_out->placement(name).own_part(whole);
+  };
+  return options;
+}
+
+FillParameter fill_of(const std::optional<LaidOut>& laid_out) {
+  if (!laid_out) return nullptr;
+  return [&laid_out](const nn::ParameterRecord& record, Tensor& local) {
+    laid_out->placement(record.name).fill_initial(record, local);
+  };
+}
+
+Tensor laid_out_loss(nn::LanguageModel& model, const Mesh& mesh, std::pair<Tensor, Tensor> batch) {
+  auto& [ids, targets] = batch;
+  RankContext::current().sequence_length = ids.dim(1);
+  if (mesh.size(MeshAxis::kDp) > 1) {
+    for (Tensor* x : {&ids, &targets}) {
+      x->set_layout(Layout().with(MeshAxis::kDp, AxisLayout::sharded(0, false)));
+    }
+  }
+  return vocab_parallel_cross_entropy(model.logits(ids), targets, kVocab, mesh, MeshAxis::kTp,
+                                      {.reduction = Reduction::kSum});
+}
+
 ZeroTrained train(Job& job, const ZeroTraining& training) {
   Communicator& world = job.world();
   RankContext context({.rank = world.rank(), .world_size = world.size(), .num_threads = 1, .seed = 17});
@@ -72,7 +107,12 @@ ZeroTrained train(Job& job, const ZeroTraining& training) {
   }();
   model->set_recompute(training.recompute);
   freeze(*model, training.frozen);
-  Zero zero(*model, mesh, training.zero);
+  std::optional<LaidOut> laid_out;
+  if (mesh.size(MeshAxis::kTp) > 1) {
+    laid_out = lay_out(*model, tensor_parallel_plan(*model, mesh.size(MeshAxis::kTp)), mesh,
+                       {.sequence_parallel = training.sequence_parallel});
+  }
+  Zero zero(*model, mesh, with_tensor_parts(training.zero, laid_out, mesh), fill_of(laid_out));
   result.after_construction = pool.report();
   result.trained.num_parameters = model->num_parameters();
   result.trained.initial_weights = whole_values(zero);
@@ -96,7 +136,8 @@ ZeroTrained train(Job& job, const ZeroTraining& training) {
     for (std::int64_t pass = 0; pass < accumulation; ++pass) {
       const std::int64_t first = data.rank() * per_rank + pass * micro_batch;
       context.sample_offset = first;
-      const Tensor loss = sum_of_losses(*model, step, first, micro_batch);
+      const Tensor loss = laid_out ? laid_out_loss(*model, mesh, batch_of(step, first, micro_batch))
+                                   : sum_of_losses(*model, step, first, micro_batch);
       loss_sum[0] += loss.item();
       zero.begin_backward(pass == accumulation - 1);
       (loss / valid).backward();

@@ -20,7 +20,8 @@ struct ZeroTraining {
   DType dtype = kF64;
   int steps = 6;
   bool recompute = false;
-  std::string mesh{};  ///< empty: all ranks on dp
+  bool sequence_parallel = false;  ///< where the mesh has a tp axis
+  std::string mesh{};              ///< empty: all ranks on dp
   std::vector<std::string> frozen{};
   /// Called with the model laid out.
   std::function<void(nn::LanguageModel&, Job&)> prepare = nullptr;
