@@ -198,19 +198,20 @@ void ZeroGather::catch_up(Pass& pass, std::size_t end) {
 }
 
 // Starts gathers in the order of the schedule; it ends at the first that must wait, since a later one may not
-// overtake it.
+// overtake it: ranks that are further on, or went another way, have the others in the schedule's order.
 void ZeroGather::prefetch(const Pass& pass) {
   if (recording_) return;
   std::int64_t ahead = 0;
+  std::vector<std::size_t> seen;
   for (std::size_t i = pass.cursor; i < pass.units.size(); ++i) {
     for (const std::size_t index : set_.plan.units[pass.units[i]].flats) {
       const ZeroFlat& plan = set_.plan.flats[index];
       const Flat& flat = flats_[index];
-      if (flat.presence == Presence::kHere) {
-        // In use now, it may be dropped before its next use: its next gather is not this one.
-        if (flat.holds > 0 && !set_.plan.is_persistent(plan)) return;
-        continue;
-      }
+      if (flat.presence == Presence::kHere && set_.plan.is_persistent(plan)) continue;
+      // Its gather for this use comes after it was dropped from an earlier one.
+      if (flat.holds > 0 || std::ranges::find(seen, index) != seen.end()) return;
+      seen.push_back(index);
+      if (flat.presence == Presence::kHere) continue;  // kept for this use
       ahead += plan.padded;
       if (flat.presence == Presence::kUnderWay) continue;
       if (ahead > set_.options.prefetch_elements ||
