@@ -125,7 +125,6 @@ void ZeroReduce::gradient_is_complete(std::size_t parameter) {
         in_backward_ ? "after it was on its way to the other ranks" : "outside of those announced"));
   }
   ensure_buffer(place.flat);
-  attach(parameter);
   if (std::exchange(complete_[parameter], std::uint8_t{1}) == 0) ++flat.complete;
   if (!is_due()) return;
   start_complete_ones();
