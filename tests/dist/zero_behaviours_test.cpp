@@ -51,7 +51,7 @@ const std::vector<ZeroPlacement> kPlacements{ZeroPlacement::stage(0), ZeroPlacem
                                              ZeroPlacement::mics(),   ZeroPlacement::hpz()};
 
 ZeroOptions options_of(const ZeroPlacement& placement, int num_ranks) {
-  return {.placement = placement, .shard_size = num_ranks % 2 == 0 ? 2 : 0, .prefetch_elements = 100};
+  return {.placement = placement, .shard_size = num_ranks % 2 == 0 ? 2 : 0, .prefetch_elements = 1000};
 }
 
 Tensor input_of(int step, int sample) {
