@@ -7,6 +7,7 @@
 #include <fstream>
 #include <iterator>
 #include <limits>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -21,14 +22,14 @@ struct ConfigFile::Object {
   Json json = Json::object();
   std::string place;  // "config.json" or "config.json: optimizer.params", for messages
   std::vector<std::string> known;
-  std::vector<std::shared_ptr<Object>> sections;
+  std::map<std::string, std::shared_ptr<Object>> sections;
   bool is_root = true;
 
-  // The value of `key`; null if it is absent or "auto".
+  // The value of `key`; none if it is absent, "auto" or null.
   const Json* find(const std::string& key) {
     if (std::ranges::find(known, key) == known.end()) known.push_back(key);
     const auto found = json.find(key);
-    return found == json.end() || *found == "auto" ? nullptr : &*found;
+    return found == json.end() || *found == "auto" || found->is_null() ? nullptr : &*found;
   }
 
   [[noreturn]] void reject(const std::string& key, const char* expected, const Json& value) const {
@@ -113,8 +114,17 @@ std::optional<std::vector<double>> ConfigFile::numbers(const std::string& key) {
   return value->get<std::vector<double>>();
 }
 
+std::optional<std::string> ConfigFile::json(const std::string& key) {
+  const Json* value = object_->find(key);
+  if (value == nullptr) return std::nullopt;
+  return value->dump();
+}
+
 ConfigFile ConfigFile::section(const std::string& key) {
   const Json* value = object_->find(key);
+  if (const auto known = object_->sections.find(key); known != object_->sections.end()) {
+    return ConfigFile(known->second);
+  }
   auto section = std::make_shared<Object>();
   section->is_root = false;
   section->place = fmt::format("{}{}{}", object_->place, object_->is_root ? ": " : ".", key);
@@ -122,7 +132,7 @@ ConfigFile ConfigFile::section(const std::string& key) {
     if (!value->is_object()) object_->reject(key, "an object {...}", *value);
     section->json = *value;
   }
-  object_->sections.push_back(section);
+  object_->sections.emplace(key, section);
   return ConfigFile(std::move(section));
 }
 
@@ -137,7 +147,17 @@ void ConfigFile::refuse_unknown(std::string_view reason) const {
                                                   : "";
     throw ConfigError(fmt::format("{}: unknown key '{}'{}", object_->place, key, advice));
   }
-  for (const auto& section : object_->sections) ConfigFile(section).refuse_unknown();
+  for (const auto& [key, section] : object_->sections) ConfigFile(section).refuse_unknown();
+}
+
+void ConfigFile::ignore_rest() {
+  for (const auto& [key, value] : object_->json.items()) object_->known.push_back(key);
+}
+
+void ConfigFile::refuse(const std::string& key, std::string_view reason) const {
+  const auto found = object_->json.find(key);
+  throw ConfigError(fmt::format("{}: '{}' is {}: {}", object_->place, key,
+                                found == object_->json.end() ? "left out" : found->dump(), reason));
 }
 
 std::string ConfigFile::dump() const { return object_->json.dump(2); }

@@ -13,8 +13,8 @@ namespace tessera::dist {
 /// A JSON object of settings, read key by key. Whoever reads a key makes it known; what nobody read is a
 /// user's mistake, and `refuse_unknown` names the nearest key that somebody did read.
 ///
-/// Integers may be written as 5e8. A key whose value is "auto" reads as absent: the program resolves it. A
-/// key that is given twice is refused.
+/// Integers may be written as 5e8. A key whose value is "auto" or null reads as absent: the program resolves
+/// it. A key that is given twice is refused.
 ///
 /// Errors    ConfigError with file, key and what was expected.
 /// Example   auto file = dist::ConfigFile::load("config.json");
@@ -34,13 +34,20 @@ class ConfigFile {
   [[nodiscard]] std::optional<bool> boolean(const std::string& key);
   [[nodiscard]] std::optional<std::string> text(const std::string& key);
   [[nodiscard]] std::optional<std::vector<double>> numbers(const std::string& key);
-  /// The object under `key`; one without keys if there is none.
+  /// Any value, as JSON: `5`, `true`, `"text"`.
+  [[nodiscard]] std::optional<std::string> json(const std::string& key);
+  /// The object under `key`; one without keys if there is none. Readers that ask for the same section share
+  /// what is known of it.
   [[nodiscard]] ConfigFile section(const std::string& key);
   [[nodiscard]] bool contains(const std::string& key) const;
 
   /// Throws unless every key of this object and of the sections taken from it was read. `reason`, if there is
   /// one, is given in place of the nearest key.
   void refuse_unknown(std::string_view reason = {}) const;
+  /// Makes all keys known that are there.
+  void ignore_rest();
+  /// Throws: place, key, its value, and the reason.
+  [[noreturn]] void refuse(const std::string& key, std::string_view reason) const;
   /// The whole object as JSON text.
   [[nodiscard]] std::string dump() const;
 
