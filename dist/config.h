@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 
 #include "dist/config_file.h"
@@ -10,18 +11,20 @@
 
 namespace tessera::dist {
 
-/// How a global batch is cut: batch = micro_batch · accumulation · ranks.
+/// How a global batch is cut: batch = micro_batch · accumulation · dp. Ranks of one place on dp, those of tp
+/// and cp, work on the same sequences.
 struct BatchSizes {
   std::int64_t global = 0;        ///< train_batch_size: sequences per optimizer step
-  std::int64_t micro_batch = 0;   ///< train_micro_batch_size_per_gpu: sequences per rank and pass
+  std::int64_t micro_batch = 0;   ///< train_micro_batch_size_per_gpu: sequences per dp rank and pass
   std::int64_t accumulation = 0;  ///< gradient_accumulation_steps: passes per step
 };
 
 /// Fills in what is 0. Any two decide the third; of the batch alone, the largest micro-batch up to
-/// `largest_micro_batch`; of nothing, one sequence for each rank.
+/// `largest_micro_batch`; of nothing, one sequence for each dp rank.
 ///
 /// Errors    ConfigError that shows the equation with the numbers, and the nearest batch that would work.
-[[nodiscard]] BatchSizes resolve_batch_sizes(const BatchSizes& given, std::int64_t ranks,
+/// Example   resolve_batch_sizes({.global = 32, .micro_batch = 4}, resolve_mesh(config, 8)[MeshAxis::kDp]);
+[[nodiscard]] BatchSizes resolve_batch_sizes(const BatchSizes& given, std::int64_t dp,
                                              std::int64_t largest_micro_batch = 8);
 
 /// Settings of a training run, under the keys that DeepSpeed's users know (docs/config.md lists them).
@@ -36,13 +39,24 @@ struct Config {
   double gradient_clipping = 1.0;  ///< largest global gradient norm; 0 switches it off
   std::int64_t steps_per_print = 10;
 
+  /// What a type does not have stands at its default.
   struct Optimizer {
-    /// AdamW, Adam (means AdamW, as in DeepSpeed, unless adam_w_mode is false), SGD
+    /// AdamW, Adam (means AdamW, as in DeepSpeed, unless adam_w_mode is false), SGD, Adagrad, Lion, Lamb,
+    /// Muon
     std::string type = "AdamW";
-    double lr = 1e-3, beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0.1;
-    double momentum = 0.0;
-    bool nesterov = false;
-    bool decoupled_decay = true;
+    double lr = 1e-3;
+    double beta1 = 0.9, beta2 = 0.95;  ///< Adam, Lion, Lamb; of Muon, for what it leaves to AdamW
+    double epsilon = 1e-8;             ///< Adam, Adagrad, Lamb; of Muon, as beta1
+    double weight_decay = 0.1;
+    double momentum = 0.0;  ///< SGD, Muon
+    double dampening = 0.0;
+    bool nesterov = false;                         ///< SGD, Muon
+    bool decoupled_decay = true;                   ///< of Adam: adam_w_mode
+    double max_coeff = 10.0, min_coeff = 0.01;     ///< of Lamb: ends of its trust ratio
+    double lr_decay = 0.0;                         ///< of Adagrad
+    double initial_accumulator_value = 0.0;        ///< of Adagrad
+    std::optional<double> adam_lr = std::nullopt;  ///< of Muon, for what it leaves to AdamW; none: lr
+    std::int64_t ns_steps = 5;                     ///< of Muon: Newton-Schulz steps
   } optimizer;
 
   struct Scheduler {
@@ -60,27 +74,26 @@ struct Config {
     double min_loss_scale = 1.0;
   } fp16;
 
-  /// "mesh": "dp=2,tp=2"; or tensor_parallel.autotp_size (tp) and sequence_parallel_size (cp, Ulysses). What
-  /// is left of the ranks becomes dp.
+  /// "mesh": "dp=2,tp=2"; or tensor_parallel.autotp_size (tp) and sequence_parallel_size (cp, Ulysses).
   MeshShape mesh;
-  bool mesh_given = false;  ///< false: all ranks are dp
-  bool sequence_parallel =
-      false;  ///< tensor_parallel.sequence_parallel: tokens cut over tp outside of layers
+  bool dp_given = false;  ///< false and mesh[dp] = 1: what the other axes leave of the ranks becomes dp
+  /// tensor_parallel.sequence_parallel: tokens are cut over tp between the layers that tp cuts.
+  bool sequence_parallel = false;
   enum class ContextParallel : std::uint8_t { kRing, kUlysses };
   ContextParallel context_parallel = ContextParallel::kRing;  ///< context_parallel.method
 
   /// zero_optimization. Sizes in elements.
   struct Zero {
     int stage = 0;
-    bool overlap_comm = true;  ///< reduce while the backward pass runs
-    std::int64_t reduce_bucket_size = 500'000'000;
-    std::int64_t allgather_bucket_size = 500'000'000;
     std::int64_t prefetch_bucket_size = 50'000'000;    ///< stage3_prefetch_bucket_size
     std::int64_t param_persistence_threshold = 0;      ///< stage3_param_persistence_threshold
     std::int64_t max_live_parameters = 1'000'000'000;  ///< stage3_max_live_parameters
-    std::int64_t hpz_partition_size = 1;  ///< zero_hpz_partition_size: ranks that share parameters
-    std::int64_t mics_shard_size = 0;     ///< ranks over which MiCS cuts; 0: all (no MiCS)
-    /// Ours: stage 2 keeps whole gradients until the last micro-batch and sends them once.
+    std::int64_t max_reuse_distance = 0;               ///< stage3_max_reuse_distance
+    /// zero_hpz_partition_size: data ranks over which parameters are cut; 1: no hpZ
+    std::int64_t hpz_partition_size = 1;
+    std::int64_t mics_shard_size = 0;  ///< data ranks over which MiCS cuts; 0: no MiCS
+    /// Ours: gradients stay whole until the last micro-batch and are sent once, where stages 2 and 3 would
+    /// cut them after each.
     bool keep_full_gradients = false;
   } zero;
 
@@ -88,16 +101,40 @@ struct Config {
   struct Recompute {
     enum class Mode : std::uint8_t { kNone, kSelective, kFull };
     Mode mode = Mode::kNone;
-    std::int64_t every = 1;              ///< number_checkpoints, turned around: every n-th block
-    bool partition_activations = false;  ///< saved inputs cut over tp
-    bool cpu_checkpointing = false;      ///< saved inputs kept in host memory
+    std::int64_t number_checkpoints = 0;  ///< blocks that run again, at most; 0: all
+    bool partition_activations = false;   ///< kept inputs cut over tp
+    bool cpu_checkpointing = false;       ///< kept inputs in host memory
+    /// Blocks 0, n, 2n, ... run again, of a model of so many: n = ⌈num_blocks / number_checkpoints⌉.
+    [[nodiscard]] std::int64_t every(std::int64_t num_blocks) const noexcept {
+      if (number_checkpoints == 0 || number_checkpoints >= num_blocks) return 1;
+      return (num_blocks + number_checkpoints - 1) / number_checkpoints;
+    }
   } recompute;
 
   DType grad_accum_dtype = kF32;  ///< data_types.grad_accum_dtype
 
   /// Reads its keys from `file`; a program that has keys of its own reads them too and then calls
   /// file.refuse_unknown().
+  ///
+  /// Errors    ConfigError for a value out of range, for two keys that contradict each other, and for what
+  ///           Tessera does not do (yet), with the reason and what works instead.
   [[nodiscard]] static Config read(ConfigFile& file);
 };
+
+/// The mesh for this many ranks: dp is filled up where it was not given.
+///
+/// Errors    ConfigError: the axes' product is not the number of ranks (the equation and the nearest meshes
+///           that work are shown); shard groups of hpZ or MiCS that do not divide the data ranks dp · cp.
+/// Example   "mesh": "tp=2" on 8 ranks  →  dp=4,tp=2
+[[nodiscard]] MeshShape resolve_mesh(const Config& config, int num_ranks);
+
+/// The resolved configuration for a person: a line for each subject, what is switched off left out.
+///
+///     mesh        dp=2,tp=2: 4 ranks
+///     batch       32 sequences = 4 micro_batch x 4 accumulation x 2 dp
+///     precision   bf16 parameters and activations; f32 gradients and masters
+///     optimizer   AdamW: lr 0.001, betas 0.9 0.95, eps 1e-08, weight decay 0.1; gradient norm up to 1
+///     ZeRO        stage 2 over 2 data ranks: gradients, optimizer state
+[[nodiscard]] std::string describe(const Config& config, const MeshShape& mesh, const BatchSizes& batch);
 
 }  // namespace tessera::dist

@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <limits>
 #include <map>
+#include <set>
 #include <type_traits>
 #include <vector>
 
@@ -137,7 +138,6 @@ Flags read_own_keys(ConfigFile& file) {
   flags.weight_decay = file.number("weight_decay");
   flags.clip = file.number("clip");
   flags.dropout = file.number("dropout");
-  flags.recompute = file.boolean("recompute").value_or(false);
   flags.resume = file.boolean("resume").value_or(false);
   const auto read_count = [&file](const char* key, auto& target, std::int64_t most) {
     const auto value = file.integer(key);
@@ -193,7 +193,9 @@ void apply_flags(const Flags& flags, TrainOptions& options) {
   set_if(options.config.gradient_clipping, flags.clip);
   if (flags.ranks) options.job.ranks = flags.ranks;
   if (flags.threads) options.job.threads = flags.threads;
-  options.recompute = options.recompute || flags.recompute;
+  using Mode = Config::Recompute::Mode;
+  if (flags.recompute) options.config.recompute.mode = Mode::kFull;
+  options.recompute = options.config.recompute.mode != Mode::kNone;
   options.resume = options.resume || flags.resume;
   if (flags.dtype) options.config.dtype = choose("dtype", kDTypes, *flags.dtype);
   if (flags.progress) options.progress = choose("progress", kProgress, *flags.progress);
@@ -203,7 +205,26 @@ void require(bool condition, const char* setting, const char* expected, double v
   if (!condition) throw ConfigError(fmt::format("{}: expected {}, got {}", setting, expected, value));
 }
 
+// This program's step is data parallelism alone.
+void refuse_what_the_trainer_lacks(const Config& config) {
+  const auto refuse = [](const char* setting) {
+    throw ConfigError(fmt::format("gpt2_train: {} is not supported yet; leave it out", setting));
+  };
+  for (const tessera::MeshAxis axis : tessera::kMeshAxes) {
+    if (axis != tessera::MeshAxis::kDp && config.mesh[axis] > 1) refuse("a mesh of other axes than dp");
+  }
+  if (config.zero.stage > 0) refuse("zero_optimization.stage above 0");
+  const Config::Recompute& recompute = config.recompute;
+  if (recompute.mode == Config::Recompute::Mode::kSelective) refuse("\"recompute\": \"selective\"");
+  if (recompute.number_checkpoints > 0 || recompute.partition_activations || recompute.cpu_checkpointing) {
+    refuse("activation_checkpointing's choice of inputs");
+  }
+  static const std::set<std::string> kOptimizers{"AdamW", "Adam", "SGD"};
+  if (!kOptimizers.contains(config.optimizer.type)) refuse("an optimizer other than AdamW, Adam and SGD");
+}
+
 void check(const TrainOptions& options) {
+  refuse_what_the_trainer_lacks(options.config);
   const auto number = [](std::int64_t value) { return static_cast<double>(value); };
   require(options.steps >= 1, "steps", "at least 1", number(options.steps));
   require(options.warmup >= -1, "warmup", "a number of steps from 0", number(options.warmup));

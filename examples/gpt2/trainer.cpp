@@ -50,6 +50,7 @@ std::unique_ptr<optim::Optimizer> make_optimizer(const dist::Config::Optimizer& 
     return std::make_unique<optim::Sgd>(parameters,
                                         optim::SgdConfig{.lr = config.lr,
                                                          .momentum = config.momentum,
+                                                         .dampening = config.dampening,
                                                          .weight_decay = config.weight_decay,
                                                          .nesterov = config.nesterov},
                                         groups);
@@ -93,7 +94,8 @@ Trainer::Trainer(const TrainOptions& options, dist::Job& job, const data::TokenF
     : options_(options),
       job_(job),
       tokens_(tokens),
-      batch_(dist::resolve_batch_sizes(with_default_batch(options.config.batch), job.size())),
+      batch_(dist::resolve_batch_sizes(with_default_batch(options.config.batch),
+                                       dist::resolve_mesh(options.config, job.size())[MeshAxis::kDp])),
       schedule_(options.schedule()),
       group_(job.world().split(0, job.rank(), "dp")),
       model_(make_model(options, tokens)),

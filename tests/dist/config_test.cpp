@@ -6,39 +6,11 @@
 
 #include <functional>
 
-#include "kernels/error.h"
 #include "tests/data/temporary_folder.h"
+#include "tests/dist/config_reading.h"
 
 namespace tessera::dist {
 namespace {
-
-Config read(const std::string& json) {
-  ConfigFile file = ConfigFile::parse(json, "config.json");
-  Config config = Config::read(file);
-  file.refuse_unknown();
-  return config;
-}
-
-std::string error_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const ConfigError& error) {
-    EXPECT_EQ(error.exit_code(), 2);
-    return error.what();
-  }
-  ADD_FAILURE() << "no ConfigError";
-  return {};
-}
-
-std::string error_of(const std::string& json) {
-  SCOPED_TRACE(json);
-  return error_of([&] { static_cast<void>(read(json)); });
-}
-
-void expect_parts(const std::string& message, const std::vector<std::string>& parts) {
-  for (const std::string& part : parts)
-    EXPECT_NE(message.find(part), std::string::npos) << part << " in: " << message;
-}
 
 // --- Every key ---------------------------------------------------------------------------------------------
 
@@ -83,6 +55,25 @@ const std::vector<KeyRow>& keys() {
        [](C c) { return c.optimizer.momentum == 0.9; }},
       {"optimizer.params.nesterov", R"({"optimizer": {"type": "SGD", "params": {"nesterov": true}}})",
        [](C c) { return c.optimizer.nesterov; }},
+      {"optimizer.params.dampening", R"({"optimizer": {"type": "SGD", "params": {"dampening": 0.5}}})",
+       [](C c) { return c.optimizer.dampening == 0.5; }},
+      {"optimizer.params.max_coeff", R"({"optimizer": {"type": "Lamb", "params": {"max_coeff": 4}}})",
+       [](C c) { return c.optimizer.max_coeff == 4; }},
+      {"optimizer.params.min_coeff", R"({"optimizer": {"type": "lamb", "params": {"min_coeff": 0.5}}})",
+       [](C c) { return c.optimizer.type == "Lamb" && c.optimizer.min_coeff == 0.5; }},
+      {"optimizer.params.lr_decay", R"({"optimizer": {"type": "Adagrad", "params": {"lr_decay": 0.25}}})",
+       [](C c) { return c.optimizer.lr_decay == 0.25; }},
+      {"optimizer.params.initial_accumulator_value",
+       R"({"optimizer": {"type": "Adagrad", "params": {"initial_accumulator_value": 0.125}}})",
+       [](C c) { return c.optimizer.initial_accumulator_value == 0.125; }},
+      {"optimizer.params.muon_lr",
+       R"({"optimizer": {"type": "Muon", "params": {"muon_lr": 0.5, "lr": 0.25}}})",
+       [](C c) { return c.optimizer.lr == 0.5 && c.optimizer.adam_lr == 0.25; }},
+      {"optimizer.params.adam_lr",
+       R"({"optimizer": {"type": "Muon", "params": {"adam_lr": 0.5, "lr": 0.25}}})",
+       [](C c) { return c.optimizer.lr == 0.25 && c.optimizer.adam_lr == 0.5; }},
+      {"optimizer.params.ns_steps", R"({"optimizer": {"type": "Muon", "params": {"ns_steps": 3}}})",
+       [](C c) { return c.optimizer.ns_steps == 3; }},
       {"bf16.enabled", R"({"bf16": {"enabled": true}})", [](C c) { return c.dtype == kBF16; }},
       {"fp16.enabled", R"({"fp16": {"enabled": true}})", [](C c) { return c.dtype == kF16; }},
       {"fp16.loss_scale", R"({"fp16": {"loss_scale": 128}})", [](C c) { return c.fp16.loss_scale == 128; }},
@@ -98,6 +89,55 @@ const std::vector<KeyRow>& keys() {
       {"scheduler.params.warmup_type",
        R"({"scheduler": {"type": "WarmupCosineLR", "params": {"warmup_type": "linear"}}})",
        [](C c) { return c.scheduler.warmup_type == "linear"; }},
+      {"mesh", R"({"mesh": "tp=2,dp=4"})",
+       [](C c) { return c.mesh == MeshShape::parse("dp=4,tp=2") && c.dp_given; }},
+      {"tensor_parallel.autotp_size", R"({"tensor_parallel": {"autotp_size": 4}})",
+       [](C c) { return c.mesh == MeshShape::parse("tp=4"); }},
+      {"tensor_parallel.sequence_parallel", R"({"tensor_parallel": {"sequence_parallel": true}})",
+       [](C c) { return c.sequence_parallel; }},
+      {"sequence_parallel_size", R"({"sequence_parallel_size": 2})",
+       [](C c) {
+         return c.mesh == MeshShape::parse("cp=2") && c.context_parallel == Config::ContextParallel::kUlysses;
+       }},
+      {"context_parallel.method", R"({"context_parallel": {"method": "ulysses"}})",
+       [](C c) { return c.context_parallel == Config::ContextParallel::kUlysses; }},
+      {"zero_optimization.stage", R"({"zero_optimization": {"stage": 2}})",
+       [](C c) { return c.zero.stage == 2; }},
+      {"zero_optimization.stage3_prefetch_bucket_size",
+       R"({"zero_optimization": {"stage3_prefetch_bucket_size": 1e7}})",
+       [](C c) { return c.zero.prefetch_bucket_size == 10'000'000; }},
+      {"zero_optimization.stage3_param_persistence_threshold",
+       R"({"zero_optimization": {"stage3_param_persistence_threshold": 1e5}})",
+       [](C c) { return c.zero.param_persistence_threshold == 100'000; }},
+      {"zero_optimization.stage3_max_live_parameters",
+       R"({"zero_optimization": {"stage3_max_live_parameters": 1e8}})",
+       [](C c) { return c.zero.max_live_parameters == 100'000'000; }},
+      {"zero_optimization.stage3_max_reuse_distance",
+       R"({"zero_optimization": {"stage3_max_reuse_distance": 1e9}})",
+       [](C c) { return c.zero.max_reuse_distance == 1'000'000'000; }},
+      {"zero_optimization.zero_hpz_partition_size",
+       R"({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}})",
+       [](C c) { return c.zero.hpz_partition_size == 2; }},
+      {"zero_optimization.mics_shard_size", R"({"zero_optimization": {"stage": 3, "mics_shard_size": 2}})",
+       [](C c) { return c.zero.mics_shard_size == 2; }},
+      {"zero_optimization.keep_full_gradients",
+       R"({"zero_optimization": {"stage": 2, "keep_full_gradients": true}})",
+       [](C c) { return c.zero.keep_full_gradients; }},
+      {"recompute", R"({"recompute": "selective"})",
+       [](C c) { return c.recompute.mode == Config::Recompute::Mode::kSelective; }},
+      {"activation_checkpointing.partition_activations",
+       R"({"activation_checkpointing": {"partition_activations": true}})",
+       [](C c) {
+         return c.recompute.partition_activations && c.recompute.mode == Config::Recompute::Mode::kFull;
+       }},
+      {"activation_checkpointing.cpu_checkpointing",
+       R"({"activation_checkpointing": {"cpu_checkpointing": true}, "recompute": "full"})",
+       [](C c) { return c.recompute.cpu_checkpointing; }},
+      {"activation_checkpointing.number_checkpoints",
+       R"({"activation_checkpointing": {"number_checkpoints": 4}, "recompute": true})",
+       [](C c) {
+         return c.recompute.number_checkpoints == 4 && c.recompute.mode == Config::Recompute::Mode::kFull;
+       }},
   };
   return kKeys;
 }
@@ -186,6 +226,53 @@ TEST(Config, NamesTheNearestKeyAtEveryLevel) {
   expect_parts(error_of(R"({"optimizer": {"type": "SGD", "params": {"betas": [0.9, 0.9]}}})"),
                {"unknown key 'betas'"});
   expect_parts(error_of(R"({"optimizer": {"params": {"momentum": 0.9}}})"), {"unknown key 'momentum'"});
+  expect_parts(error_of(R"({"optimizer": {"type": "Lion", "params": {"eps": 1e-8}}})"),
+               {"unknown key 'eps'"});
+  expect_parts(error_of(R"({"optimizer": {"type": "Adagrad", "params": {"betas": [0, 0]}}})"),
+               {"unknown key 'betas'"});
+  // In sections that several readers share.
+  expect_parts(error_of(R"({"zero_optimization": {"stag": 2}})"),
+               {"config.json: zero_optimization: unknown key 'stag'; did you mean 'stage'?"});
+  expect_parts(
+      error_of(R"({"zero_optimization": {"offload_param": {"pin_memoy": true}}})"),
+      {"config.json: zero_optimization.offload_param: unknown key 'pin_memoy'; did you mean 'pin_memory'?"});
+  expect_parts(error_of(R"({"zero_optimisation": {}})"), {"did you mean 'zero_optimization'?"});
+}
+
+TEST(Config, GivesEachOptimizerItsOwnDefaults) {
+  const auto optimizer = [](const std::string& type) {
+    return read(R"({"optimizer": {"type": ")" + type + "\"}}").optimizer;
+  };
+  EXPECT_EQ(optimizer("AdamW").beta2, 0.95);
+  EXPECT_EQ(optimizer("AdamW").weight_decay, 0.1);
+  EXPECT_EQ(optimizer("adam").type, "Adam");  // DeepSpeed's spelling is free
+  EXPECT_EQ(optimizer("Lamb").beta2, 0.999);
+  EXPECT_EQ(optimizer("Lamb").max_coeff, 10.0);
+  EXPECT_EQ(optimizer("Lion").beta2, 0.99);
+  EXPECT_EQ(optimizer("Adagrad").epsilon, 1e-10);
+  EXPECT_EQ(optimizer("Adagrad").weight_decay, 0.0);
+  EXPECT_EQ(optimizer("Muon").momentum, 0.95);
+  EXPECT_EQ(optimizer("Muon").lr, 0.02);
+  EXPECT_EQ(optimizer("Muon").adam_lr, 3e-4);
+  // One learning rate means both parts of Muon.
+  EXPECT_EQ(read(R"({"optimizer": {"type": "Muon", "params": {"lr": 0.25}}})").optimizer.adam_lr, 0.25);
+}
+
+TEST(Config, RefusesWhatAnOptimizerCannotDo) {
+  const auto error = [](const std::string& type, const std::string& params) {
+    return error_of(R"({"optimizer": {"type": ")" + type + R"(", "params": {)" + params + "}}}");
+  };
+  expect_parts(error("OneBitAdam", ""),
+               {"config.json: optimizer: 'type' is \"OneBitAdam\": not supported yet",
+                "AdamW, Adam, SGD, Adagrad, Lion, Lamb, Muon"});
+  expect_parts(error("Adam", R"("amsgrad": true)"), {"optimizer.params: 'amsgrad' is true", "leave it out"});
+  expect_parts(error("Lamb", R"("bias_correction": false)"), {"'bias_correction' is false"});
+  expect_parts(error("SGD", R"("max_grad_norm": 1.0)"), {"'max_grad_norm' is 1.0: write gradient_clipping"});
+  expect_parts(error("Lamb", R"("max_coeff": 0.001)"), {"0 <= min_coeff <= max_coeff must hold"});
+  expect_parts(error("Muon", R"("ns_steps": 0)"), {"'ns_steps' is 0: must be at least 1"});
+  expect_parts(error("Muon", R"("adam_lr": -1)"), {"'adam_lr' is -1", "negative"});
+  EXPECT_NO_THROW(static_cast<void>(read(R"({"optimizer": {"type": "Adam", "params": {"torch_adam": true,
+      "amsgrad": false, "bias_correction": true, "max_grad_norm": 0.0}}})")));
 }
 
 TEST(Config, NamesTheNearestTypeOfOptimizerAndSchedule) {
@@ -242,6 +329,7 @@ TEST(Config, TakesCommentsAutoAndIntegersWithAnExponent) {
   const Config config = read(R"({
     // two to the tenth
     "train_batch_size": 1.024e3, "gradient_clipping": "auto", "optimizer": "auto",
+    "train_micro_batch_size_per_gpu": null, "activation_checkpointing": {"number_checkpoints": null},
     "scheduler": {"type": "auto"}, /* the program's */ "fp16": {"enabled": "auto", "loss_scale_window": 5e8}
   })");
   EXPECT_EQ(config.batch.global, 1024);
@@ -264,45 +352,6 @@ TEST(Config, ComesFromAFileThatIsNamedInErrors) {
   ConfigFile wrong = ConfigFile::load(folder / "run.json");
   static_cast<void>(Config::read(wrong));
   expect_parts(error_of([&] { wrong.refuse_unknown(); }), {"run.json: unknown key 'steps_per_prin'"});
-}
-
-// --- Batch sizes -------------------------------------------------------------------------------------------
-
-TEST(BatchSizes, AnyTwoGiveTheThird) {
-  struct Row {
-    BatchSizes given;
-    std::int64_t ranks;
-    BatchSizes expected;
-  };
-  const Row rows[] = {{{24, 3, 0}, 4, {24, 3, 2}},  {{24, 0, 2}, 4, {24, 3, 2}}, {{0, 3, 2}, 4, {24, 3, 2}},
-                      {{24, 3, 2}, 4, {24, 3, 2}},  {{24, 0, 0}, 1, {24, 8, 3}}, {{24, 0, 0}, 4, {24, 6, 1}},
-                      {{26, 0, 0}, 1, {26, 2, 13}}, {{7, 0, 0}, 7, {7, 1, 1}},   {{0, 0, 0}, 3, {3, 1, 1}},
-                      {{0, 5, 0}, 2, {10, 5, 1}},   {{0, 0, 4}, 2, {8, 1, 4}}};
-  for (const Row& row : rows) {
-    const BatchSizes sizes = resolve_batch_sizes(row.given, row.ranks);
-    EXPECT_EQ(sizes.global, row.expected.global);
-    EXPECT_EQ(sizes.micro_batch, row.expected.micro_batch) << row.given.global << " on " << row.ranks;
-    EXPECT_EQ(sizes.accumulation, row.expected.accumulation) << row.given.global << " on " << row.ranks;
-  }
-  EXPECT_EQ(resolve_batch_sizes({24, 0, 0}, 1, 100).micro_batch, 24);
-}
-
-TEST(BatchSizes, ImpossibleOnesShowTheEquationAndWhatWorks) {
-  const auto error = [](const BatchSizes& given, std::int64_t ranks) {
-    return error_of([&] { static_cast<void>(resolve_batch_sizes(given, ranks)); });
-  };
-  const std::string equation = "train_batch_size = micro_batch x accumulation x ranks does not hold: ";
-  expect_parts(error({10, 4, 0}, 1), {equation + "10 != 4 x 2 x 1 = 8", "a batch of 8 or 12 works"});
-  expect_parts(error({10, 0, 3}, 1), {"10 != 3 x 3 x 1 = 9", "a batch of 9 or 12 works"});
-  expect_parts(error({10, 0, 0}, 3), {"10 != 3 x 1 x 3 = 9", "a batch of 9 or 12 works"});
-  expect_parts(error({10, 2, 3}, 1), {"10 != 2 x 3 x 1 = 6", "a batch of 6 works"});
-  expect_parts(error({10, 20, 0}, 1), {"10 != 20 x 0 x 1 = 0", "a batch of 20 works"});
-  expect_parts(error({3, 0, 0}, 4), {"4 ranks need at least 4 sequences", "train_batch_size is 3"});
-  expect_parts(error({-3, 0, 0}, 4), {"train_batch_size must be from 1"});
-  expect_parts(error({0, std::int64_t{1} << 60, 0}, 4), {"train_micro_batch_size_per_gpu must be from 1"});
-  // What is proposed does work.
-  for (const std::int64_t batch : {8, 12})
-    EXPECT_NO_THROW(static_cast<void>(resolve_batch_sizes({batch, 4, 0}, 1)));
 }
 
 }  // namespace

@@ -35,6 +35,11 @@ TEST_F(BadInput, OfTrainingGetsOneMessageAndStatus2) {
       folder_ / "batch.json",
       R"({"train_batch_size": 10, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3})");
   write_file(folder_ / "seed.json", R"({"seed": -1})");
+  write_file(folder_ / "stage.json", R"({"zero_optimization": {"stage": 2}})");
+  write_file(folder_ / "tp.json", R"({"mesh": "tp=2"})");
+  write_file(folder_ / "dp.json", R"({"mesh": "dp=3"})");
+  write_file(folder_ / "lion.json", R"({"optimizer": {"type": "Lion"}})");
+  write_file(folder_ / "selective.json", R"({"recompute": "selective"})");
   for (const Case& c : std::vector<Case>{
            {"unknown flag", "--stepz 5", "--stepz[^]*Did you mean --steps"},
            {"no number", "--steps many", "many"},
@@ -52,12 +57,12 @@ TEST_F(BadInput, OfTrainingGetsOneMessageAndStatus2) {
            {"no ranks", "--ranks 0", "--ranks: expected a number from 1"},
            {"no threads", "--threads 0", "--threads: expected a number from 1"},
            {"equation", "--batch 10 --micro-batch 4",
-            "train_batch_size = micro_batch x accumulation x ranks does not hold: 10 != 4 x 2 x 1 = 8; a "
+            "train_batch_size = micro_batch x accumulation x dp does not hold: 10 != 4 x 2 x 1 = 8; a "
             "batch of 8 or 12"},
            {"equation with ranks", "--batch 10 --ranks 3",
             "does not hold: 10 != [0-9] x [0-9] x 3 = 9; a batch of 9 or 12"},
            {"more ranks than samples", "--batch 3 --ranks 4",
-            "4 ranks need at least 4 sequences in a batch.* is 3"},
+            "dp 4 needs at least 4 sequences in a batch.* is 3"},
            {"long sequence", "--seq 17",
             "--seq 17: sequences are longer than the model's context of 16 tokens"},
            {"no config", "--config none.json", "none.json cannot be opened"},
@@ -68,6 +73,11 @@ TEST_F(BadInput, OfTrainingGetsOneMessageAndStatus2) {
             "optimizer.params: unknown key 'weight_dacay'; did you mean 'weight_decay'"},
            {"wrong type", "--config type.json", "'steps' must be an integer, but it is \"many\""},
            {"equation in config", "--config batch.json", "10 != 2 x 3 x 1 = 6"},
+           {"ZeRO", "--config stage.json", "zero_optimization.stage above 0 is not supported yet"},
+           {"tensor parallelism", "--config tp.json", "a mesh of other axes than dp is not supported yet"},
+           {"more ranks in the mesh", "--config dp.json", "ranks = dp does not hold: 1 != 3"},
+           {"optimizer", "--config lion.json", "an optimizer other than AdamW, Adam and SGD"},
+           {"recomputation", "--config selective.json", "\"recompute\": \"selective\" is not supported yet"},
            {"negative seed in config", "--config seed.json", "'seed' must be a number from 0"},
            {"name of a model", "--model gpt2-larg",
             "did you mean 'gpt2-large'\\? Known are gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-"},

@@ -1,0 +1,169 @@
+// What is cut over ranks, and what is computed twice: mesh, zero_optimization, activation_checkpointing.
+
+#include <fmt/format.h>
+
+#include <array>
+#include <limits>
+
+#include "dist/config_sections.h"
+#include "kernels/error.h"
+
+namespace tessera::dist::detail {
+namespace {
+
+constexpr std::int64_t kMostRanks = std::int64_t{1} << 20;
+
+// The number of ranks under `key`, 1 if it says none: absent, 0 or 1 (some say −1).
+int read_ranks(ConfigFile& section, const char* key) {
+  const auto value = section.integer(key);
+  if (!value || *value == 0 || *value == -1) return 1;
+  if (*value < 0 || *value > kMostRanks) section.refuse(key, "expected a number of ranks, from 1 to 2^20");
+  return static_cast<int>(*value);
+}
+
+// Sets an axis that the mesh may name, too.
+void set_axis(ConfigFile& section, const char* key, MeshAxis axis, bool named, MeshShape& mesh) {
+  const int size = read_ranks(section, key);
+  if (!section.integer(key) || *section.integer(key) == 0) return;
+  if (named && mesh[axis] != size) {
+    section.refuse(key, fmt::format("but \"mesh\" has {}={}; leave one of them out", name(axis), mesh[axis]));
+  }
+  mesh.set(axis, size);
+}
+
+bool names_axis(const std::string& mesh, MeshAxis axis) {
+  // Axes have names of two letters, none of which is the end of another.
+  return mesh.find(fmt::format("{}=", name(axis))) != std::string::npos;
+}
+
+void check_axes(const ConfigFile& file, const MeshShape& mesh) {
+  for (const MeshAxis axis : kMeshAxes) {  // products of three such sizes do not overflow
+    if (mesh[axis] > kMostRanks) file.refuse("mesh", "no axis is longer than 2^20 ranks");
+  }
+  if (mesh[MeshAxis::kPp] > 1) {
+    file.refuse("mesh",
+                "pipeline parallelism (pp) is not supported yet; a model that is too large for one rank fits "
+                "with tp or with zero_optimization.stage 3");
+  }
+  if (mesh[MeshAxis::kEp] > 1) {
+    file.refuse(
+        "mesh",
+        "expert parallelism (ep) is not supported yet, nor are mixtures of experts; dp, cp and tp work");
+  }
+}
+
+std::int64_t read_elements(ConfigFile& section, const char* key, std::int64_t otherwise) {
+  const std::int64_t value = section.integer(key).value_or(otherwise);
+  if (value < 0) section.refuse(key, "expected a number of elements, from 0");
+  return value;
+}
+
+void check_shard_groups(const ConfigFile& section, const Config::Zero& zero) {
+  if (zero.hpz_partition_size > 1 && zero.mics_shard_size > 0) {
+    section.refuse(
+        "zero_hpz_partition_size",
+        fmt::format("hpZ and MiCS both say over which ranks parameters are cut, and mics_shard_size "
+                    "is {}; leave one of them out",
+                    zero.mics_shard_size));
+  }
+  const char* needs = "cuts parameters, which stage {} does not; set stage to 3, or leave it out";
+  if (zero.hpz_partition_size > 1 && zero.stage != 3) {
+    section.refuse("zero_hpz_partition_size", "hpZ " + fmt::format(fmt::runtime(needs), zero.stage));
+  }
+  if (zero.mics_shard_size > 0 && zero.stage != 3) {
+    section.refuse("mics_shard_size", "MiCS " + fmt::format(fmt::runtime(needs), zero.stage));
+  }
+}
+
+}  // namespace
+
+void read_mesh(ConfigFile& file, Config& config) {
+  const std::string text = file.text("mesh").value_or("");
+  config.mesh = MeshShape::parse(text);
+  check_axes(file, config.mesh);
+  config.dp_given = names_axis(text, MeshAxis::kDp);
+
+  ConfigFile tensor = file.section("tensor_parallel");
+  set_axis(tensor, "autotp_size", MeshAxis::kTp, names_axis(text, MeshAxis::kTp), config.mesh);
+  config.sequence_parallel = tensor.boolean("sequence_parallel").value_or(false);
+
+  const bool cp_named = names_axis(text, MeshAxis::kCp);
+  set_axis(file, "sequence_parallel_size", MeshAxis::kCp, cp_named, config.mesh);
+  ConfigFile context = file.section("context_parallel");
+  static const std::array<std::string, 2> kMethods{"ring", "ulysses"};
+  const bool is_deepspeeds = file.integer("sequence_parallel_size").value_or(0) > 1;
+  const std::string method = context.text("method").value_or(is_deepspeeds ? "ulysses" : "ring");
+  check_name("context_parallel.method", method, kMethods);
+  config.context_parallel =
+      method == "ring" ? Config::ContextParallel::kRing : Config::ContextParallel::kUlysses;
+  if (is_deepspeeds && method == "ring") {
+    context.refuse("method",
+                   fmt::format("but sequence_parallel_size, as in DeepSpeed, means Ulysses; for a ring write "
+                               "\"mesh\": \"cp={}\" in its place",
+                               config.mesh[MeshAxis::kCp]));
+  }
+
+  ConfigFile pipeline = file.section("pipeline");
+  if (read_ranks(pipeline, "stages") > 1) {
+    pipeline.refuse("stages",
+                    "pipeline parallelism is not supported yet; 1 works. A model that is too large for one "
+                    "rank fits with tensor_parallel.autotp_size or with zero_optimization.stage 3");
+  }
+}
+
+void read_zero(ConfigFile section, Config::Zero& zero) {
+  const std::int64_t stage = section.integer("stage").value_or(0);
+  if (stage < 0 || stage > 3) {
+    section.refuse("stage",
+                   "ZeRO's stages are 0 (nothing is cut), 1 (optimizer state), 2 (and gradients), 3 (and "
+                   "parameters)");
+  }
+  zero.stage = static_cast<int>(stage);
+  const auto elements = [&section](const char* key, std::int64_t& target) {
+    target = read_elements(section, key, target);
+  };
+  elements("stage3_prefetch_bucket_size", zero.prefetch_bucket_size);
+  elements("stage3_param_persistence_threshold", zero.param_persistence_threshold);
+  elements("stage3_max_live_parameters", zero.max_live_parameters);
+  elements("stage3_max_reuse_distance", zero.max_reuse_distance);
+  zero.hpz_partition_size = read_ranks(section, "zero_hpz_partition_size");
+  const std::int64_t mics = section.integer("mics_shard_size").value_or(0);
+  zero.mics_shard_size = mics > 0 ? read_ranks(section, "mics_shard_size") : 0;
+  if (mics < -1) section.refuse("mics_shard_size", "expected a number of ranks; 0 and -1 mean no MiCS");
+  zero.keep_full_gradients = section.boolean("keep_full_gradients").value_or(false);
+  check_shard_groups(section, zero);
+}
+
+void read_recompute(ConfigFile& file, Config::Recompute& recompute) {
+  using Mode = Config::Recompute::Mode;
+  ConfigFile section = file.section("activation_checkpointing");
+  recompute.partition_activations = section.boolean("partition_activations").value_or(false);
+  recompute.cpu_checkpointing = section.boolean("cpu_checkpointing").value_or(false);
+  recompute.number_checkpoints = section.integer("number_checkpoints").value_or(0);
+  if (recompute.number_checkpoints < 0) section.refuse("number_checkpoints", "expected a number from 0");
+  const char* asks = recompute.partition_activations    ? "partition_activations"
+                     : recompute.cpu_checkpointing      ? "cpu_checkpointing"
+                     : recompute.number_checkpoints > 0 ? "number_checkpoints"
+                                                        : nullptr;
+
+  const auto given = file.json("recompute");
+  if (!given) {  // whoever says how blocks run again wants it
+    recompute.mode = asks != nullptr ? Mode::kFull : Mode::kNone;
+    return;
+  }
+  if (*given == "true" || *given == "false") {
+    recompute.mode = *given == "true" ? Mode::kFull : Mode::kNone;
+  } else {
+    static const std::array<std::string, 3> kModes{"none", "selective", "full"};
+    const std::string word = file.text("recompute").value();
+    check_name("recompute", word, kModes);
+    recompute.mode = word == "full" ? Mode::kFull : word == "selective" ? Mode::kSelective : Mode::kNone;
+  }
+  if (asks != nullptr && recompute.mode != Mode::kFull) {
+    section.refuse(asks, fmt::format("it is about blocks that run again, but \"recompute\" is "
+                                     "{}; \"full\" works, or leave one of them out",
+                                     *given));
+  }
+}
+
+}  // namespace tessera::dist::detail
