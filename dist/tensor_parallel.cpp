@@ -287,6 +287,11 @@ void materialize(nn::Module& model, const LaidOut& laid_out) {
   model.materialize();  // buffers
 }
 
+const Placement* LaidOut::find(const std::string& parameter) const {
+  const auto found = placements_.find(parameter);
+  return found == placements_.end() ? nullptr : &found->second;
+}
+
 const Placement& LaidOut::placement(const std::string& parameter) const {
   const auto found = placements_.find(parameter);
   if (found == placements_.end())

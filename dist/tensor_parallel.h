@@ -76,7 +76,10 @@ struct TensorParallelOptions {
 /// What `lay_out` made of a model: where each parameter lies.
 class LaidOut {
  public:
+  /// IndexError for an unknown name.
   [[nodiscard]] const Placement& placement(const std::string& parameter) const;
+  /// Null for an unknown name.
+  [[nodiscard]] const Placement* find(const std::string& parameter) const;
   [[nodiscard]] bool sequence_parallel() const noexcept { return sequence_parallel_; }
   /// All ranks' parts of a parameter (or of a state of its shape), joined. A collective of the tp axis.
   [[nodiscard]] Tensor whole(const std::string& parameter, const Tensor& part, const Mesh& mesh) const;

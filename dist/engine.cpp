@@ -1,0 +1,339 @@
+#include "dist/engine.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "autograd/grad_mode.h"
+#include "autograd/ops.h"
+#include "dist/collectives.h"
+#include "dist/engine_layout.h"
+#include "dist/optimizer_factory.h"
+#include "dist/vocab_parallel.h"
+#include "dist/zero.h"
+#include "kernels/error.h"
+#include "nn/non_finite.h"
+#include "optim/clip.h"
+#include "optim/loss_scale.h"
+#include "tensor/context.h"
+#include "tensor/create.h"
+
+namespace tessera::dist {
+namespace {
+
+constexpr MeshAxis kDp = MeshAxis::kDp, kCp = MeshAxis::kCp, kTp = MeshAxis::kTp;
+constexpr std::int64_t kIgnoredTarget = CrossEntropyConfig{}.ignore_index;
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+optim::LossScaler make_scaler(const Config& config) {
+  if (config.dtype != kF16) return optim::LossScaler::constant(1.0);
+  return optim::LossScaler::from_config(
+      config.fp16.loss_scale, {.initial_scale_power = static_cast<int>(config.fp16.initial_scale_power),
+                               .loss_scale_window = config.fp16.loss_scale_window,
+                               .hysteresis = static_cast<int>(config.fp16.hysteresis),
+                               .min_loss_scale = config.fp16.min_loss_scale});
+}
+
+}  // namespace
+
+struct Engine::Parts {
+  Parts(nn::LanguageModel& model, const Config& config, const Mesh& mesh, const EngineOptions& options)
+      : sequences(cut_sequences(config, mesh, options.seq == 0 ? model.context() : options.seq)),
+        laid_out(lay_out_for_engine(model, config, mesh, options)),
+        scaler(make_scaler(config)) {}
+
+  SequenceCut sequences;
+  std::shared_ptr<const std::vector<std::int64_t>> token_positions{};  // null where sequences are not cut
+  LaidOut laid_out;
+  std::unique_ptr<Zero> zero{};
+  std::unique_ptr<optim::Optimizer> optimizer{};
+  optim::LossScaler scaler;
+};
+
+// --- Making ------------------------------------------------------------------------------------------------
+
+Engine::Engine(nn::LanguageModel& model, const Config& config, const Mesh& mesh, const EngineOptions& options)
+    : model_(model),
+      config_(config),
+      mesh_(mesh),
+      batch_(resolve_batch_sizes(config.batch, mesh.size(kDp), options.largest_micro_batch)),
+      seq_(options.seq == 0 ? model.context() : options.seq),
+      schedule_(options.schedule) {
+  check_supported(model, config, mesh, seq_);
+  parts_ = std::make_unique<Parts>(model, config, mesh, options);
+  if (mesh.size(kCp) > 1) {
+    parts_->token_positions = parts_->sequences.positions(mesh.index(kCp));
+    replace_attention(model, config, mesh, parts_->sequences);
+  }
+  set_recomputation(model, config, mesh);
+  const LaidOut& laid_out = parts_->laid_out;
+  const ZeroOptions zero = zero_options(config, mesh, laid_out);
+  if (options.announce) options.announce(describe_memory(model, config, mesh, zero));
+  parts_->zero = std::make_unique<Zero>(model, mesh, zero, [&laid_out](const auto& record, Tensor& local) {
+    laid_out.placement(record.name).fill_initial(record, local);
+  });
+  parts_->optimizer =
+      make_optimizer(config.optimizer, parts_->zero->pieces(), options.groups, parts_->zero->exchange());
+  sent_before_ = sent_bytes_by_group();
+}
+
+Engine::~Engine() = default;
+
+optim::Optimizer& Engine::optimizer() noexcept { return *parts_->optimizer; }
+Zero& Engine::zero() noexcept { return *parts_->zero; }
+optim::LossScaler& Engine::loss_scaler() noexcept { return parts_->scaler; }
+const LaidOut& Engine::laid_out() const noexcept { return parts_->laid_out; }
+
+// --- A step ------------------------------------------------------------------------------------------------
+
+StepReport Engine::train_step(const SampleSource& source, std::int64_t num_samples) {
+  for (const MicroBatch& micro_batch : micro_batches(source, num_samples)) backward(forward(micro_batch));
+  return step();
+}
+
+// The tokens of this rank's part of each sequence, as what they are on the mesh.
+Tensor Engine::own_tokens(std::span<const std::int64_t> values, std::int64_t count) const {
+  Tensor tokens = from_span<std::int64_t>(values, Shape{count, seq_});
+  Layout layout;
+  if (mesh_.size(kDp) > 1) layout = layout.with(kDp, AxisLayout::sharded(0));
+  if (mesh_.size(kCp) > 1) {
+    tokens = parts_->sequences.take(tokens, 1, mesh_.index(kCp)).contiguous();
+    layout = layout.with(kCp, AxisLayout::sharded(1, !parts_->sequences.is_balanced()));
+  }
+  return tokens.set_layout(layout);
+}
+
+std::vector<MicroBatch> Engine::micro_batches(const SampleSource& source, std::int64_t num_samples) {
+  started_ = now();
+  RankContext::current().pool(cpu)->reset_peak();
+  sent_before_ = sent_bytes_by_group();
+  loss_sum_ = 0.0;
+  num_samples_ = num_samples == 0 ? batch_.global : num_samples;
+  if (num_samples_ < 1) throw ConfigError(fmt::format("a step needs a sample, got {}", num_samples_));
+
+  // dp index d has samples [begin, begin + count) of the batch, in passes of micro_batch. Every rank makes as
+  // many passes as the one with most samples; one without samples makes its pass with a sample of which no
+  // target counts.
+  const int data_ranks = mesh_.size(kDp), data_rank = mesh_.index(kDp);
+  const std::int64_t begin = shard_begin(num_samples_, data_ranks, data_rank);
+  const std::int64_t count = shard_size(num_samples_, data_ranks, data_rank);
+  const std::int64_t passes =
+      (shard_size(num_samples_, data_ranks, 0) + batch_.micro_batch - 1) / batch_.micro_batch;
+  std::vector<MicroBatch> result;
+  double counted = 0.0;
+  for (std::int64_t i = 0; i < passes; ++i) {
+    const std::int64_t first = std::min(i * batch_.micro_batch, count);
+    const std::int64_t size = std::min(batch_.micro_batch, count - first);
+    const std::int64_t rows = std::max<std::int64_t>(size, 1);
+    std::vector<std::int64_t> inputs(static_cast<std::size_t>(rows * seq_)),
+        targets(inputs.size(), kIgnoredTarget);
+    if (size > 0) source(steps_done_, begin + first, size, inputs, targets);
+    counted +=
+        static_cast<double>(std::ranges::count_if(targets, [](auto t) { return t != kIgnoredTarget; }));
+    result.push_back({.ids = own_tokens(inputs, rows),
+                      .targets = own_tokens(targets, rows),
+                      .first_sample = begin + first,
+                      .is_last = i + 1 == passes});
+  }
+  // The count by which the loss is divided is that of the whole batch: never a mean of means.
+  mesh_.group(kDp).all_reduce(buffer_of(std::span(&counted, 1)));
+  num_targets_ = static_cast<std::int64_t>(counted);
+  passes_left_ = passes;
+  return result;
+}
+
+void Engine::set_context(std::int64_t first_sample) const {
+  RankContext& context = RankContext::current();
+  context.step = static_cast<std::uint64_t>(steps_done_);
+  context.sample_offset = first_sample;
+  context.token_positions = parts_->token_positions;
+  context.sequence_length = seq_;
+}
+
+Tensor Engine::loss_sum(const Tensor& ids, const Tensor& targets) {
+  return vocab_parallel_cross_entropy(model_.logits(ids), targets, model_.vocab(), mesh_, kTp,
+                                      {.reduction = Reduction::kSum});
+}
+
+Tensor Engine::forward(const MicroBatch& micro_batch) {
+  set_context(micro_batch.first_sample);
+  Tensor loss = loss_sum(micro_batch.ids, micro_batch.targets);
+  const double value = loss.item();
+  if (!std::isfinite(value)) {
+    const auto culprit = nn::find_first_non_finite(
+        model_, [&] { static_cast<void>(loss_sum(micro_batch.ids, micro_batch.targets)); });
+    throw NonFiniteError(fmt::format("step {}: the loss is {}: {}", steps_done_ + 1,
+                                     std::isnan(value) ? "NaN" : "infinite",
+                                     culprit ? culprit->message : "every layer's output is finite"));
+  }
+  loss_sum_ += value;
+  return loss;
+}
+
+void Engine::backward(const Tensor& loss) {
+  if (passes_left_ < 1) {
+    throw AutogradError(
+        "Engine::backward: every pass of this step has had its backward; call step(), then "
+        "micro_batches() for the next");
+  }
+  parts_->zero->begin_backward(--passes_left_ == 0);
+  (loss * (parts_->scaler.scale() / static_cast<double>(std::max<std::int64_t>(num_targets_, 1)))).backward();
+  parts_->zero->end_backward();
+}
+
+StepReport Engine::step() {
+  if (passes_left_ != 0) {
+    throw AutogradError(
+        fmt::format("Engine::step: {} passes of this step have had no backward yet", passes_left_));
+  }
+  parts_->zero->finish_gradients();
+  StepReport report;
+  report.lr = optim::lr_at(schedule_, steps_done_);
+  report.tokens = num_samples_ * seq_;
+  report.targets = num_targets_;
+  report.skipped = !update(report);
+  parts_->zero->zero_gradients();
+  report.step = ++steps_done_;
+  share_figures(report);
+  report.seconds = now() - started_;
+  return report;
+}
+
+bool Engine::update(StepReport& report) {
+  optim::Optimizer& optimizer = *parts_->optimizer;
+  optim::LossScaler& scaler = parts_->scaler;
+  optimizer.set_lr(report.lr);
+  if (const auto momentum = optim::momentum_at(schedule_, steps_done_)) optimizer.set_momentum(*momentum);
+  // Every logical element once, over all ranks; so every rank takes the same decision.
+  const double unscale = 1.0 / scaler.scale();
+  report.grad_norm = unscale * std::sqrt(parts_->zero->global_grad_sum_of_squares());
+  const bool finite = std::isfinite(report.grad_norm);
+  const std::string culprit = finite ? "" : optim::first_non_finite_grad(parts_->zero->pieces()).name;
+  if (config_.dtype == kF16 && !scaler.update(finite, culprit)) return false;
+  if (!finite) {
+    throw NonFiniteError(fmt::format("step {}: the loss is finite, but the gradient of {} is not",
+                                     steps_done_ + 1,
+                                     culprit.empty() ? "a parameter of another rank" : "'" + culprit + "'"));
+  }
+  optimizer.step({.grad_scale = optim::clip_factor(report.grad_norm, config_.gradient_clipping) * unscale});
+  parts_->zero->after_update();
+  return true;
+}
+
+void Engine::share_figures(StepReport& report) {
+  // One small all-gather carries all that the ranks tell each other: loss, memory, and whether to stop.
+  std::vector<double> mine{mesh_.index(kTp) == 0 ? loss_sum_ : 0.0, stop_requested_ ? 1.0 : 0.0};
+  const MemoryReport memory = RankContext::current().pool(cpu)->report();
+  mine.push_back(static_cast<double>(memory.total.peak));
+  for (const MemoryUse& use : memory.by_category) mine.push_back(static_cast<double>(use.peak));
+  std::vector<double> all(mine.size() * static_cast<std::size_t>(mesh_.world().size()));
+  mesh_.world().all_gather(buffer_of(std::as_const(mine)), buffer_of(all));
+
+  double total_loss = 0.0, largest = -1.0;
+  for (std::size_t rank = 0; rank < static_cast<std::size_t>(mesh_.world().size()); ++rank) {
+    const double* figures = all.data() + rank * mine.size();
+    total_loss += figures[0];
+    report.stop = report.stop || figures[1] != 0.0;
+    if (figures[2] <= largest) continue;
+    largest = figures[2];
+    report.peak_total_bytes = static_cast<std::int64_t>(figures[2]);
+    for (std::size_t c = 0; c < kNumMemoryCategories; ++c)
+      report.peak_bytes[c] = static_cast<std::int64_t>(figures[3 + c]);
+  }
+  report.loss = total_loss / static_cast<double>(std::max<std::int64_t>(num_targets_, 1));
+  for (const auto& [group, bytes] : sent_bytes_by_group())
+    report.sent_bytes[group] = bytes - sent_before_[group];
+}
+
+std::map<std::string, std::int64_t> Engine::sent_bytes_by_group() const {
+  std::map<std::string, std::int64_t> sent;
+  for (const TapeTotal& total : mesh_.world().tape().totals()) sent[total.group] += total.sent_bytes;
+  return sent;
+}
+
+Engine::LossSum Engine::evaluate(std::span<const std::int64_t> inputs, std::span<const std::int64_t> targets,
+                                 std::int64_t count) {
+  const NoGrad no_grad;
+  const bool was_training = model_.training();
+  model_.eval();
+  set_context(0);
+  double sum = loss_sum(own_tokens(inputs, count), own_tokens(targets, count)).item();
+  model_.train(was_training);
+  mesh_.group(kCp).all_reduce(buffer_of(std::span(&sum, 1)));
+  return {.sum = sum, .targets = std::ranges::count_if(targets, [](auto t) { return t != kIgnoredTarget; })};
+}
+
+// --- State -------------------------------------------------------------------------------------------------
+
+namespace {
+
+// "h.0.attn.c_attn.weight/moment1" → the parameter's name.
+std::string parameter_of(const std::string& state_name) {
+  return state_name.substr(0, state_name.rfind('/'));
+}
+bool is_step_count(const std::string& state_name) { return state_name.ends_with("/step"); }
+
+Tensor named(const NamedTensors& tensors, const std::string& name, const char* what) {
+  for (const auto& [other, tensor] : tensors) {
+    if (other == name) return tensor;
+  }
+  throw DataError(fmt::format("checkpoint: the {} has no '{}'", what, name));
+}
+
+}  // namespace
+
+CheckpointSources Engine::checkpoint_sources() {
+  CheckpointSources sources;
+  sources.step = steps_done_;
+  const LaidOut& laid_out = parts_->laid_out;
+  for (const auto& [name, tensor] : model_.state()) {
+    const Placement* place = laid_out.find(name);
+    sources.model.tensors.push_back(
+        {name, tensor.dtype(), place == nullptr ? tensor.shape() : place->whole_shape});
+  }
+  sources.model.get = [this](const std::string& name) {
+    return parts_->laid_out.find(name) != nullptr ? parts_->zero->whole(name)
+                                                  : named(model_.state(), name, "model");
+  };
+  const NamedTensors state = parts_->optimizer->state();
+  for (const auto& [name, tensor] : state) {
+    const Shape shape = is_step_count(name) ? Shape{} : laid_out.placement(parameter_of(name)).whole_shape;
+    sources.optimizer.tensors.push_back({name, tensor.dtype(), shape});
+  }
+  sources.optimizer.get = [this, state](const std::string& name) {
+    const Tensor own = named(state, name, "optimizer");
+    return is_step_count(name) ? own : parts_->zero->whole(parameter_of(name), own);
+  };
+  return sources;
+}
+
+void Engine::load(const CheckpointReader& checkpoint) {
+  const NoGrad no_grad;
+  // The optimizer first: it may be of another kind and refuse.
+  NamedTensors pieces;
+  for (const auto& entry : checkpoint.optimizer().entries()) {
+    const Tensor whole = checkpoint.optimizer().read(entry.name);
+    const bool known =
+        is_step_count(entry.name) || parts_->laid_out.find(parameter_of(entry.name)) != nullptr;
+    pieces.emplace_back(entry.name, is_step_count(entry.name) || !known
+                                        ? whole
+                                        : parts_->zero->piece(parameter_of(entry.name), whole));
+  }
+  parts_->optimizer->load_state(pieces);
+  for (const auto& [name, tensor] : model_.state()) {
+    const Tensor whole = checkpoint.model().read(name);
+    if (parts_->laid_out.find(name) != nullptr) {
+      parts_->zero->load(name, whole);
+    } else {
+      Tensor(tensor).copy_from(whole);
+    }
+  }
+  steps_done_ = checkpoint.step();
+}
+
+}  // namespace tessera::dist

@@ -1,0 +1,175 @@
+#pragma once
+
+// The training of one language model by all ranks of a mesh, whatever the layout:
+//
+//   nn::Gpt2 model(config);                                   // under DeviceScope(meta): no memory yet
+//   dist::Engine engine(model, settings, mesh);               // lays it out, materialises this rank's part
+//   while (engine.steps_done() < 1000) job.log(engine.train_step(source));
+//
+// and with every move visible, which is all that train_step does:
+//
+//   for (const dist::MicroBatch& micro_batch : engine.micro_batches(source)) {
+//     const Tensor loss = engine.forward(micro_batch);        // this rank's part of the sum of losses
+//     engine.backward(loss);                                  // gradients are reduced meanwhile
+//   }
+//   const dist::StepReport report = engine.step();            // norm, clipping, update, parameters gathered
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "dist/checkpoint.h"
+#include "dist/config.h"
+#include "dist/mesh.h"
+#include "dist/tensor_parallel.h"
+#include "nn/language_model.h"
+#include "optim/parameter_groups.h"
+#include "optim/schedule.h"
+#include "tensor/memory.h"
+
+namespace tessera::optim {
+class LossScaler;
+class Optimizer;
+}  // namespace tessera::optim
+
+namespace tessera::dist {
+
+class Zero;
+
+/// Writes sequences first ... first + count − 1 of the global batch of a step, T tokens each, and their
+/// targets (−100 counts for nothing). Asked by every rank for its own; ranks of one dp index get the same.
+using SampleSource = std::function<void(std::int64_t step, std::int64_t first, std::int64_t count,
+                                        std::span<std::int64_t> inputs, std::span<std::int64_t> targets)>;
+
+/// One pass of a step, as this rank sees it.
+struct MicroBatch {
+  Tensor ids;                     ///< [b, T/cp]: dp S(0), cp S(1)
+  Tensor targets;                 ///< the same
+  std::int64_t first_sample = 0;  ///< of the step's global batch
+  bool is_last = false;
+};
+
+/// What is known of a step; the same on every rank, but for the times.
+struct StepReport {
+  std::int64_t step = 0;   ///< from 1: steps done with this one
+  double loss = 0.0;       ///< mean over all targets of the global batch that count, before the update
+  double grad_norm = 0.0;  ///< of all gradients, before clipping
+  double lr = 0.0;
+  double seconds = 0.0;
+  std::int64_t tokens = 0;                                      ///< of the global batch
+  std::int64_t targets = 0;                                     ///< that count
+  std::array<std::int64_t, kNumMemoryCategories> peak_bytes{};  ///< of the rank with the largest total
+  std::int64_t peak_total_bytes = 0;                            ///< of that rank
+  std::map<std::string, std::int64_t> sent_bytes;               ///< by group, of this rank
+  bool skipped = false;                                         ///< f16: gradients overflowed, no update
+  bool stop = false;                                            ///< a rank was asked to stop
+};
+
+struct EngineOptions {
+  std::int64_t seq = 0;  ///< T; 0: the model's context
+  /// Cuts the model over tp; empty: the plan that is shipped for it.
+  Plan plan;
+  std::vector<optim::ParameterGroup> groups = optim::no_decay_for_biases_and_norms();
+  optim::Schedule schedule;  ///< a constant by default, the learning rate of the config
+  /// Told the resolved configuration and the bytes that this rank is going to hold, before any is allocated.
+  std::function<void(const std::string& text)> announce;
+  /// Micro-batches larger than this are cut where only the batch is given.
+  std::int64_t largest_micro_batch = 8;
+};
+
+/// Values    Losses and weights are those of one rank within rounding, whatever the mesh, the ZeRO stage, the
+///           way the batch is cut, and recomputation: initial weights, samples and dropout are functions of
+///           global indices, and the loss is one sum divided by the global count of targets.
+/// Calling   Every rank of the mesh calls everything here, in the same order. Model and mesh outlive it.
+/// Errors    ConfigError from the constructor, before any memory is taken, for what cannot be honoured, with
+///           the nearest that works. LayoutError on the first step for a plan that does not fit its model.
+class Engine {
+ public:
+  Engine(nn::LanguageModel& model, const Config& config, const Mesh& mesh, const EngineOptions& options = {});
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  /// One optimizer step on `num_samples` sequences (0: the batch of the config; any number works, a smaller
+  /// last batch as well).
+  /// Errors   NonFiniteError that names the first tensor that is not finite, and its layer.
+  StepReport train_step(const SampleSource& source, std::int64_t num_samples = 0);
+
+  // --- The same in its parts
+  /// This rank's passes of the next step. The number of targets that count is agreed on here: one small
+  /// all-reduce.
+  [[nodiscard]] std::vector<MicroBatch> micro_batches(const SampleSource& source,
+                                                      std::int64_t num_samples = 0);
+  /// The sum of the losses of this rank's tokens: P on dp and cp.
+  [[nodiscard]] Tensor forward(const MicroBatch& micro_batch);
+  /// Gradients of loss · scale / targets of the global batch; reduced as far as the ZeRO stage does.
+  void backward(const Tensor& loss);
+  /// Ends the step: waits for gradients, clips by the global norm, updates, brings parameters up to date.
+  StepReport step();
+
+  /// The sum of losses of sequences [count, T] and their number of targets that count, in evaluation mode
+  /// and without gradients, over this rank's tp and cp peers: for the ranks of one dp index the same. All
+  /// dp indices call it equally often.
+  struct LossSum {
+    double sum = 0.0;
+    std::int64_t targets = 0;
+  };
+  [[nodiscard]] LossSum evaluate(std::span<const std::int64_t> inputs, std::span<const std::int64_t> targets,
+                                 std::int64_t count);
+
+  // --- State
+  [[nodiscard]] std::int64_t steps_done() const noexcept { return steps_done_; }
+  void set_steps_done(std::int64_t steps) noexcept { steps_done_ = steps; }
+  /// The next step's report says `stop` on every rank.
+  void request_stop() noexcept { stop_requested_ = true; }
+  [[nodiscard]] const BatchSizes& batch() const noexcept { return batch_; }
+  [[nodiscard]] std::int64_t seq() const noexcept { return seq_; }
+  [[nodiscard]] nn::LanguageModel& model() noexcept { return model_; }
+  [[nodiscard]] optim::Optimizer& optimizer() noexcept;
+  [[nodiscard]] Zero& zero() noexcept;
+  [[nodiscard]] optim::LossScaler& loss_scaler() noexcept;
+  [[nodiscard]] const LaidOut& laid_out() const noexcept;
+  [[nodiscard]] const Mesh& mesh() const noexcept { return mesh_; }
+
+  /// The whole model and optimizer state, tensor by tensor, as save_checkpoint takes them; `get` is a
+  /// collective of all ranks. The sources hold on to this engine.
+  [[nodiscard]] CheckpointSources checkpoint_sources();
+  /// Takes this rank's parts of a checkpoint that any layout wrote. Every rank reads.
+  /// Errors   DataError for one of another model or optimizer; parameters may have been loaded then.
+  void load(const CheckpointReader& checkpoint);
+
+ private:
+  struct Parts;  // what each technique made of the model
+  [[nodiscard]] Tensor loss_sum(const Tensor& ids, const Tensor& targets);
+  [[nodiscard]] Tensor own_tokens(std::span<const std::int64_t> values, std::int64_t count) const;
+  void set_context(std::int64_t first_sample) const;
+  [[nodiscard]] bool update(StepReport& report);
+  void share_figures(StepReport& report);
+  [[nodiscard]] std::map<std::string, std::int64_t> sent_bytes_by_group() const;
+
+  nn::LanguageModel& model_;
+  Config config_;
+  const Mesh& mesh_;
+  BatchSizes batch_;
+  std::int64_t seq_ = 0;
+  optim::Schedule schedule_;
+  std::unique_ptr<Parts> parts_;
+
+  // Of the step under way.
+  double started_ = 0.0;
+  double loss_sum_ = 0.0;
+  std::int64_t num_samples_ = 0, num_targets_ = 0;
+  std::int64_t passes_left_ = 0;
+  std::map<std::string, std::int64_t> sent_before_;
+
+  std::int64_t steps_done_ = 0;
+  bool stop_requested_ = false;
+};
+
+}  // namespace tessera::dist

@@ -1,0 +1,147 @@
+#include "dist/engine_layout.h"
+
+#include <fmt/format.h>
+
+#include "dist/optimizer_factory.h"
+#include "dist/partitioned_activations.h"
+#include "dist/ring_attention.h"
+#include "dist/ulysses.h"
+#include "kernels/error.h"
+#include "nn/causal_self_attention.h"
+#include "nn/multi_head_attention.h"
+
+namespace tessera::dist {
+namespace {
+
+constexpr MeshAxis kCp = MeshAxis::kCp, kTp = MeshAxis::kTp;
+
+}  // namespace
+
+void check_supported(const nn::LanguageModel& model, const Config& config, const Mesh& mesh,
+                     std::int64_t seq) {
+  if (mesh.size(MeshAxis::kPp) > 1 || mesh.size(MeshAxis::kEp) > 1) {
+    throw ConfigError(
+        fmt::format("mesh {}: pipelines and experts are not supported yet; give those ranks to dp",
+                    mesh.shape().to_string()));
+  }
+  if (seq > model.context()) {
+    throw ConfigError(fmt::format("sequences of {} tokens are longer than the model's context of {}", seq,
+                                  model.context()));
+  }
+  if (seq < mesh.size(kCp)) {
+    throw ConfigError(fmt::format("cp = {}: a sequence of {} tokens has none for some ranks; cp = {} works",
+                                  mesh.size(kCp), seq, seq));
+  }
+  if (config.sequence_parallel && mesh.size(kTp) == 1) {
+    throw ConfigError(
+        "sequence_parallel cuts tokens over the tp ranks, and tp is 1; leave it out, or set tp");
+  }
+  if (config.sequence_parallel && seq / mesh.size(kCp) < mesh.size(kTp)) {
+    throw ConfigError(
+        fmt::format("sequence_parallel: {} tokens a rank are fewer than tp = {}; a shorter tp or a "
+                    "longer sequence works",
+                    seq / mesh.size(kCp), mesh.size(kTp)));
+  }
+}
+
+SequenceCut cut_sequences(const Config& config, const Mesh& mesh, std::int64_t seq) {
+  return config.context_parallel == Config::ContextParallel::kRing
+             ? SequenceCut::balanced(seq, mesh.size(kCp))
+             : SequenceCut::contiguous(seq, mesh.size(kCp));
+}
+
+LaidOut lay_out_for_engine(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
+                           const EngineOptions& options) {
+  model.to(config.dtype);
+  const Plan plan = options.plan.empty() ? tensor_parallel_plan(model, mesh.size(kTp)) : options.plan;
+  return lay_out(model, plan, mesh, {.sequence_parallel = config.sequence_parallel});
+}
+
+void replace_attention(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
+                       const SequenceCut& cut) {
+  const bool ring = config.context_parallel == Config::ContextParallel::kRing;
+  const AttentionFunction function = [ring, cut, &group = mesh.group(kCp)](const Tensor& q, const Tensor& k,
+                                                                           const Tensor& v,
+                                                                           const AttentionConfig& attention) {
+    return ring ? ring_attention(q, k, v, attention, group, cut)
+                : ulysses_attention(q, k, v, attention, group, cut);
+  };
+  bool found = false;
+  for (nn::Module* module : model.modules()) {
+    auto* core = dynamic_cast<nn::AttentionCore*>(module);
+    if (core == nullptr) continue;
+    core->set_attention(function);
+    found = true;
+  }
+  if (!found) {
+    throw ConfigError(
+        fmt::format("cp = {}: {} has no attention of nn that could take a cut sequence; give those "
+                    "ranks to dp",
+                    mesh.size(kCp), model.type_name()));
+  }
+}
+
+void set_recomputation(nn::LanguageModel& model, const Config& config, const Mesh& mesh) {
+  nn::RecomputeConfig recompute;
+  switch (config.recompute.mode) {
+    case Config::Recompute::Mode::kNone:
+      recompute.mode = nn::RecomputeConfig::Mode::kNone;
+      break;
+    case Config::Recompute::Mode::kSelective:
+      recompute.mode = nn::RecomputeConfig::Mode::kSelective;
+      break;
+    case Config::Recompute::Mode::kFull:
+      recompute.mode = nn::RecomputeConfig::Mode::kFull;
+      break;
+  }
+  recompute.every =
+      static_cast<int>(config.recompute.every(static_cast<std::int64_t>(model.blocks().size())));
+  if (config.recompute.partition_activations && mesh.size(kTp) > 1)
+    recompute.saved_inputs = partitioned_over(mesh.group(kTp));
+  if (config.recompute.cpu_checkpointing)
+    recompute.saved_inputs = kept_in_host_memory(recompute.saved_inputs);
+  model.set_recompute(recompute);
+}
+
+ZeroOptions zero_options(const Config& config, const Mesh& mesh, const LaidOut& laid_out) {
+  ZeroOptions options;
+  options.placement = ZeroPlacement::stage(config.zero.stage);
+  if (config.zero.mics_shard_size > 0) {
+    options.placement = ZeroPlacement::mics();
+    options.shard_size = static_cast<int>(config.zero.mics_shard_size);
+  } else if (config.zero.hpz_partition_size > 1) {
+    options.placement = ZeroPlacement::hpz();
+    options.shard_size = static_cast<int>(config.zero.hpz_partition_size);
+  }
+  options.keep_full_gradients = config.zero.keep_full_gradients;
+  options.max_live_parameters = config.zero.max_live_parameters;
+  options.prefetch_elements = config.zero.prefetch_bucket_size;
+  options.persistence_threshold = config.zero.param_persistence_threshold;
+  options.max_reuse_distance = config.zero.max_reuse_distance;
+  options.tensor_parts.whole = [&laid_out, &mesh](const std::string& name, const Tensor& local) {
+    return laid_out.whole(name, local, mesh);
+  };
+  options.tensor_parts.part = [&laid_out](const std::string& name, const Tensor& whole) {
+    return laid_out.placement(name).own_part(whole);
+  };
+  return options;
+}
+
+std::string describe_memory(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
+                            const ZeroOptions& zero) {
+  const ZeroPlan plan = plan_zero(model, mesh.shape(), zero);
+  const int data_rank = mesh.group(MeshAxis::kDp, kCp).rank();
+  const ZeroMemory memory =
+      predict_memory(plan, data_rank, optimizer_bytes_per_element(config.optimizer, config.dtype));
+  const auto megabytes = [](std::int64_t bytes) { return static_cast<double>(bytes) / 1e6; };
+  std::string text = fmt::format(
+      "memory      {:.2f} MB a rank between steps: parameters {:.2f}, gradients {:.2f}, optimizer {:.2f}",
+      megabytes(memory.parameters + memory.gradients + memory.optimizer), megabytes(memory.parameters),
+      megabytes(memory.gradients), megabytes(memory.optimizer));
+  if (memory.gathered_parameters > 0)
+    text += fmt::format("; {:.2f} more while its largest unit is gathered",
+                        megabytes(memory.gathered_parameters));
+  return text;
+}
+
+}  // namespace tessera::dist

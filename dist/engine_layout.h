@@ -1,0 +1,39 @@
+#pragma once
+
+// How the engine turns a configuration into a layout: what each technique is told, and what is refused.
+// Private to dist/.
+
+#include <string>
+
+#include "dist/config.h"
+#include "dist/engine.h"
+#include "dist/mesh.h"
+#include "dist/sequence_cut.h"
+#include "dist/tensor_parallel.h"
+#include "dist/zero_plan.h"
+
+namespace tessera::dist {
+
+/// Errors   ConfigError for what this engine cannot honour, with the nearest that works.
+void check_supported(const nn::LanguageModel& model, const Config& config, const Mesh& mesh,
+                     std::int64_t seq);
+
+[[nodiscard]] SequenceCut cut_sequences(const Config& config, const Mesh& mesh, std::int64_t seq);
+
+[[nodiscard]] LaidOut lay_out_for_engine(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
+                                         const EngineOptions& options);
+
+/// Puts ring attention or Ulysses into every attention layer.
+void replace_attention(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
+                       const SequenceCut& cut);
+
+void set_recomputation(nn::LanguageModel& model, const Config& config, const Mesh& mesh);
+
+/// `laid_out` outlives what is made with these options.
+[[nodiscard]] ZeroOptions zero_options(const Config& config, const Mesh& mesh, const LaidOut& laid_out);
+
+/// "this rank will hold 1.2 MB of parameters, ...": between steps, to the byte.
+[[nodiscard]] std::string describe_memory(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
+                                          const ZeroOptions& zero);
+
+}  // namespace tessera::dist
