@@ -63,7 +63,7 @@ Engine::Engine(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
       mesh_(mesh),
       batch_(resolve_batch_sizes(config.batch, mesh.size(kDp), options.largest_micro_batch)),
       seq_(options.seq == 0 ? model.context() : options.seq),
-      schedule_(options.schedule) {
+      schedule_(options.schedule.value_or(optim::ConstantLR{config.optimizer.lr})) {
   check_supported(model, config, mesh, seq_);
   parts_ = std::make_unique<Parts>(model, config, mesh, options);
   if (mesh.size(kCp) > 1) {

@@ -76,7 +76,7 @@ struct EngineOptions {
   /// Cuts the model over tp; empty: the plan that is shipped for it.
   Plan plan;
   std::vector<optim::ParameterGroup> groups = optim::no_decay_for_biases_and_norms();
-  optim::Schedule schedule;  ///< a constant by default, the learning rate of the config
+  std::optional<optim::Schedule> schedule;  ///< default: the learning rate of the config, constant
   /// Told the resolved configuration and the bytes that this rank is going to hold, before any is allocated.
   std::function<void(const std::string& text)> announce;
   /// Micro-batches larger than this are cut where only the batch is given.
