@@ -20,15 +20,15 @@ Buffer buffer(Tensor& x) {
 }
 ConstBuffer const_buffer(const Tensor& x) { return {x.view().data, x.num_elements(), x.dtype()}; }
 
-void check_device(const char* operation, const Tensor& x) {
-  if (x.device() == cpu) return;
+void check_device(const char* operation, const Tensor& x, const Communicator& group) {
+  if (x.device() == cpu || !group.moves_data()) return;
   throw DeviceError(fmt::format("{}: {} is on {}; only tensors with data can be sent", operation, describe(x),
                                 to_string(x.device())));
 }
 
 // `dim` counted from the front.
-int check(const char* operation, const Tensor& x, int dim) {
-  check_device(operation, x);
+int check(const char* operation, const Tensor& x, int dim, const Communicator& group) {
+  check_device(operation, x, group);
   if (dim < -x.dims() || dim >= x.dims()) {
     throw IndexError(fmt::format("{}: {} has no dimension {}", operation, describe(x), dim));
   }
@@ -177,7 +177,7 @@ std::int64_t shard_begin(std::int64_t size, int num_ranks, int rank) noexcept {
 }
 
 Tensor all_gather(const Tensor& x, int dim, Communicator& group, std::int64_t size) {
-  const int d = check("all_gather", x, dim);
+  const int d = check("all_gather", x, dim, group);
   const std::int64_t whole = whole_size("all_gather", x, d, size, group);
   if (group.size() == 1) return x;
   return record("all_gather", unrecorded(x, [&](const Tensor& own) { return gather(own, d, whole, group); }),
@@ -185,7 +185,7 @@ Tensor all_gather(const Tensor& x, int dim, Communicator& group, std::int64_t si
 }
 
 Tensor reduce_scatter(const Tensor& x, int dim, Communicator& group) {
-  const int d = check("reduce_scatter", x, dim);
+  const int d = check("reduce_scatter", x, dim, group);
   if (group.size() == 1) return x;
   return record("reduce_scatter", unrecorded(x, [&](const Tensor& part) { return scatter(part, d, group); }),
                 {x}, [d, size = x.dim(d), &group](const Tensor& dy, Needs) -> Grads {
@@ -194,7 +194,7 @@ Tensor reduce_scatter(const Tensor& x, int dim, Communicator& group) {
 }
 
 Tensor all_reduce(const Tensor& x, Communicator& group) {
-  check_device("all_reduce", x);
+  check_device("all_reduce", x, group);
   if (group.size() == 1) return x;
   return record("all_reduce", unrecorded(x, [&](const Tensor& part) { return sum(part, group); }), {x},
                 [](const Tensor& dy, Needs) -> Grads { return {dy}; });
@@ -210,7 +210,7 @@ Tensor copy_to_ranks(const Tensor& x, Communicator& group) {
 
 Tensor all_to_all(const Tensor& x, int split_dim, int concat_dim, Communicator& group,
                   std::int64_t concat_size) {
-  const int s = check("all_to_all", x, split_dim), c = check("all_to_all", x, concat_dim);
+  const int s = check("all_to_all", x, split_dim, group), c = check("all_to_all", x, concat_dim, group);
   if (s == c) {
     throw ShapeError(
         fmt::format("all_to_all: split_dim and concat_dim must differ, both are {} of {}", s, describe(x)));

@@ -134,7 +134,7 @@ void Communicator::check_buffer(const Call& call, const char* which, ConstBuffer
         fmt::format("{}: {} has {} elements {}", dist::name(call.op), which, buffer.count, context(call)),
         call.where);
   }
-  if (buffer.data == nullptr && buffer.count > 0) {
+  if (buffer.data == nullptr && buffer.count > 0 && moves_data()) {
     throw DeviceError(fmt::format("{}: {} has {} elements and no data (dropped, or on the meta device) {}",
                                   dist::name(call.op), which, buffer.count, context(call)),
                       call.where);
@@ -182,7 +182,7 @@ void Communicator::check_layout(const Call& call) const {
   // Overlap: none, or exactly the rank's own slice.
   const auto* in = static_cast<const char*>(call.in.data);
   const auto* out = static_cast<const char*>(call.out.data);
-  const bool overlap = call.in.count > 0 && call.out.count > 0 &&
+  const bool overlap = call.in.count > 0 && call.out.count > 0 && in != nullptr && out != nullptr &&
                        std::less<>()(in, out + call.out.size_bytes()) &&
                        std::less<>()(out, in + call.in.size_bytes());
   const bool own_slice =
@@ -216,7 +216,8 @@ Work Communicator::submit(Call& call, std::int64_t elements) {
                     .sent_bytes = sent_bytes(call.op, elements, call.in.dtype, size_, rank_, call.peer),
                     .where = call.where});
   if (size_ == 1) {
-    if (call.in.count > 0 && call.out.data != call.in.data && call.out.data != nullptr) {
+    if (call.in.count > 0 && call.out.data != call.in.data && call.out.data != nullptr &&
+        call.in.data != nullptr) {
       std::memcpy(call.out.data, call.in.data, static_cast<std::size_t>(call.in.size_bytes()));
     }
     tape_->end(ticket);
@@ -312,6 +313,15 @@ std::shared_ptr<Communicator> Communicator::split(int color, int key, const std:
   const auto me = std::find(members.begin(), members.end(), rank_);
   const int new_rank = me == members.end() ? -1 : static_cast<int>(me - members.begin());
   return make_group(color, members, new_rank, call, name);
+}
+
+std::shared_ptr<Communicator> Communicator::group_of(const std::vector<int>& members, const std::string& name,
+                                                     Where where) {
+  const auto me = std::find(members.begin(), members.end(), rank_);
+  if (me == members.end())
+    throw IndexError(fmt::format("group_of: rank {} is not a member of its own group '{}'", rank_, name),
+                     where);
+  return split(members.front(), static_cast<int>(me - members.begin()), name, where);
 }
 
 std::shared_ptr<Communicator> Communicator::alone(const std::string& name) const {

@@ -178,8 +178,10 @@ class Communicator {
   [[nodiscard]] int size() const noexcept { return size_; }
   /// "world", or the name given to split().
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
-  /// "self", "threads" or "mpi".
+  /// "self", "threads", "mpi" or "fake".
   [[nodiscard]] virtual const char* backend() const noexcept = 0;
+  /// False for the fake: calls are recorded and move nothing, so tensors on meta may be given.
+  [[nodiscard]] virtual bool moves_data() const noexcept { return true; }
   /// This rank's tape, shared by all groups that it is in.
   [[nodiscard]] Tape& tape() const noexcept { return *tape_; }
 
@@ -240,6 +242,12 @@ class Communicator {
   [[nodiscard]] std::shared_ptr<Communicator> split(int color, int key, const std::string& name,
                                                     Where where = Where::current());
 
+  /// The group of the ranks `members` of this one, in that order; this rank is among them. All ranks of this
+  /// group call it, each with the members of its own: split() for callers that know who is with whom.
+  [[nodiscard]] virtual std::shared_ptr<Communicator> group_of(const std::vector<int>& members,
+                                                               const std::string& name,
+                                                               Where where = Where::current());
+
   /// A group of this rank alone, on the same tape. Not a collective: nothing is sent.
   [[nodiscard]] std::shared_ptr<Communicator> alone(const std::string& name) const;
 
@@ -285,6 +293,16 @@ class Communicator {
 [[nodiscard]] std::shared_ptr<Communicator> make_self_communicator(std::shared_ptr<Tape> tape,
                                                                    const CommOptions& options = {},
                                                                    const std::string& name = "world");
+
+/// One rank of a world of any size in which there is nobody else: calls are checked, written to the tape with
+/// the bytes that they would send, and return at once. What they give is what every other rank would have
+/// given if it were this one; data of tensors on meta is not touched. For dry runs, and for checking layout
+/// types without data.
+///
+/// Groups    group_of() works, and so do the groups of a Mesh; split(), which asks the others, throws
+///           CommError.
+[[nodiscard]] std::shared_ptr<Communicator> make_fake_communicator(int size, int rank,
+                                                                   std::shared_ptr<Tape> tape);
 
 /// The world of `tapes.size()` ranks that are threads of this process; element r is for the thread of rank r.
 ///

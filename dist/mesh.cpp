@@ -165,12 +165,17 @@ std::shared_ptr<Communicator> Mesh::make_group(MeshAxis a, MeshAxis b, std::sour
   if (a != b && size(a) == 1) return groups_[slot(b, b)];
   if (a != b && size(b) == 1) return groups_[slot(a, a)];
   if (size(a) == 1) return world_->alone(name(a));
-  // Ranks that agree on all other axes: their position with a and b set to 0 is the color.
-  MeshShape::Coordinate corner = coordinate_;
-  corner[a] = corner[b] = 0;
-  const int position = position_of_[static_cast<std::size_t>(world_->rank())];
-  return world_->split(shape_.position(corner), position,
-                       a == b ? name(a) : fmt::format("{}+{}", name(a), name(b)), where);
+  // Ranks that agree on all other axes, in order of position: the outer axis first.
+  std::vector<int> members;
+  MeshShape::Coordinate other = coordinate_;
+  for (int i = 0; i < size(a < b ? a : b); ++i) {
+    for (int j = 0; j < (a == b ? 1 : size(a < b ? b : a)); ++j) {
+      other[a < b ? a : b] = i;
+      if (a != b) other[a < b ? b : a] = j;
+      members.push_back(rank_at_[static_cast<std::size_t>(shape_.position(other))]);
+    }
+  }
+  return world_->group_of(members, a == b ? name(a) : fmt::format("{}+{}", name(a), name(b)), where);
 }
 
 MeshShape::Coordinate Mesh::coordinate_of(int world_rank) const {
