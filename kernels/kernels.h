@@ -268,10 +268,28 @@ struct SgdOptions {
   double grad_scale = 1.0;
 };
 
+struct AdagradOptions {
+  double lr = 1e-2, epsilon = 1e-10;
+  double weight_decay = 0.0;  ///< L2, added to the gradient
+  double grad_scale = 1.0;
+};
+
+struct LionOptions {
+  double lr = 1e-4, beta1 = 0.9, beta2 = 0.99;
+  double weight_decay = 0.0;  ///< decoupled: shrinks the parameter
+  double grad_scale = 1.0;
+};
+
+/// Sums over one parameter, for LAMB's trust ratio.
+struct LambSquares {
+  double parameter = 0.0;  ///< Σ p²
+  double direction = 0.0;  ///< Σ u²
+};
+
 /// One parameter of a fused update. All views contiguous, of equal size. `parameter` (f32 or f64 master) is
 /// updated in place; `grad` may be f32, f64, bf16 or f16; `moment1`, `moment2` have the parameter's dtype
-/// (SGD uses moment1 as its velocity; null data if momentum is 0); `low_precision` gets the rounded copy, or
-/// has null data.
+/// (SGD and Lion use moment1 alone, SGD none if its momentum is 0, and Adagrad has its sum of squares there);
+/// `low_precision` gets the rounded copy, or has null data.
 struct UpdateItem {
   View parameter;
   ConstView grad;
@@ -286,6 +304,20 @@ class Updates {
   virtual ~Updates() = default;
   virtual void adam(std::span<const UpdateItem> items, const AdamOptions& options) const = 0;
   virtual void sgd(std::span<const UpdateItem> items, const SgdOptions& options) const = 0;
+  /// With g = grad_scale · grad + weight_decay · p:  s ← s + g²,  p ← p − lr g / (√s + ε).
+  virtual void adagrad(std::span<const UpdateItem> items, const AdagradOptions& options) const = 0;
+  /// p ← (1 − lr · weight_decay) p − lr · sign(β₁ m + (1 − β₁) g),  then  m ← β₂ m + (1 − β₂) g.
+  virtual void lion(std::span<const UpdateItem> items, const LionOptions& options) const = 0;
+
+  /// LAMB's first half: Adam's moments, and the sums of squares of p and of the direction
+  /// u = m̂ / (√v̂ + ε) + weight_decay · p, squares[i] of items[i]. The sums do not depend on the number of
+  /// threads. Neither p nor `low_precision` is changed.
+  virtual void lamb_moments(std::span<const UpdateItem> items, const AdamOptions& options,
+                            std::span<LambSquares> squares) const = 0;
+  /// The second half: p ← p − lr · trust[i] · u, with u made again from the moments: a third of a pass that
+  /// costs no memory.
+  virtual void lamb(std::span<const UpdateItem> items, const AdamOptions& options,
+                    std::span<const double> trust) const = 0;
 };
 
 /// All families of one device.

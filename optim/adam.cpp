@@ -37,7 +37,7 @@ Adam::Adam(const char* type, bool decoupled, const NamedTensors& parameters, con
                         .decoupled = decoupled});
     check_settings(type, options_.back());
   }
-  allocate_state(std::vector<MomentNames>(options_.size(), {"moment1", "moment2"}));
+  allocate_state([](std::size_t) { return MomentNames{"moment1", "moment2"}; });
 }
 
 void Adam::set_momentum(double momentum) {
@@ -47,13 +47,14 @@ void Adam::set_momentum(double momentum) {
   for (kernels::AdamOptions& options : options_) options.beta1 = momentum;
 }
 
-void Adam::update(std::size_t group, std::int64_t step, double lr, double grad_scale,
-                  const kernels::Updates& updates, std::span<const kernels::UpdateItem> items) {
-  kernels::AdamOptions options = options_[group];
-  options.lr = lr;
-  options.step = step;
-  options.grad_scale = grad_scale;
-  updates.adam(items, options);
+void Adam::update_all(std::span<const Update> updates, double grad_scale) {
+  for (const Batch& batch : batches_of(updates)) {
+    kernels::AdamOptions options = options_[batch.group];
+    options.lr = batch.lr;
+    options.step = batch.step;
+    options.grad_scale = grad_scale;
+    batch.kernels->adam(batch.items, options);
+  }
 }
 
 std::string Adam::describe_settings(std::size_t group) const {

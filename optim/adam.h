@@ -36,8 +36,7 @@ class Adam : public Optimizer {
        std::vector<ParameterGroup> groups);
 
  private:
-  void update(std::size_t group, std::int64_t step, double lr, double grad_scale,
-              const kernels::Updates& updates, std::span<const kernels::UpdateItem> items) override;
+  void update_all(std::span<const Update> updates, double grad_scale) override;
   [[nodiscard]] std::string describe_settings(std::size_t group) const override;
 
   std::vector<kernels::AdamOptions> options_;  // by group

@@ -73,8 +73,8 @@ std::string join_first(const std::vector<std::string>& names) {
 }  // namespace
 
 Optimizer::Optimizer(const char* type, double lr, const NamedTensors& parameters,
-                     std::vector<ParameterGroup> groups)
-    : type_(type), lr_(lr), groups_(std::move(groups)) {
+                     std::vector<ParameterGroup> groups, std::shared_ptr<PieceExchange> exchange)
+    : type_(type), lr_(lr), groups_(std::move(groups)), exchange_(std::move(exchange)) {
   check_lr(type_, lr_);
   for (const ParameterGroup& group : groups_) {
     if (!(group.lr_scale >= 0.0)) {
@@ -96,9 +96,11 @@ Optimizer::Optimizer(const char* type, double lr, const NamedTensors& parameters
   groups_.emplace_back();  // of those that no pattern matches
 }
 
-void Optimizer::allocate_state(std::vector<MomentNames> moments_by_group) {
-  moments_by_group_ = std::move(moments_by_group);
+void Optimizer::allocate_state(const std::function<MomentNames(std::size_t parameter)>& moments_of,
+                               double initial_value) {
+  initial_moment_ = initial_value;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
+    slots_[i].moment_names = moments_of(i);
     if (parameters_[i].second.requires_grad()) allocate(i);
   }
 }
@@ -110,8 +112,8 @@ void Optimizer::allocate(std::size_t index) {
   const CategoryScope category(MemoryCategory::kOptimizerState);
   const TensorOptions options{.dtype = accumulation_dtype(parameter.dtype()), .device = parameter.device()};
   if (is_16_bit(parameter.dtype())) slot.master = empty(parameter.shape(), options);
-  for (std::size_t m = 0; m < moments_by_group_[slot.group].size(); ++m) {
-    slot.moments[m] = zeros(parameter.shape(), options);
+  for (std::size_t m = 0; m < slot.moment_names.size(); ++m) {
+    slot.moments[m] = full(parameter.shape(), initial_moment_, options);
   }
   slot.allocated = true;
 }
@@ -135,30 +137,67 @@ void Optimizer::step(const StepOptions& options) {
   std::vector<Tensor> grads(parameters_.size());
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     grads[i] = usable_grad(parameters_[i].first, parameters_[i].second);
+  }
+  if (exchange_ != nullptr) agree_on_gradients(grads);
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
     if (grads[i].defined()) allocate(i);
   }
 
-  // One kernel call for the parameters that share group, step and device: after equal histories, all of a
-  // group.
-  std::map<std::tuple<std::size_t, std::int64_t, DeviceType>, std::vector<kernels::UpdateItem>> batches;
+  std::vector<Update> updates;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     if (!grads[i].defined()) continue;
     Slot& slot = slots_[i];
     Tensor& parameter = parameters_[i].second;
     make_master_current(i);
-    kernels::UpdateItem item;
+    Update update{.parameter = i, .group = slot.group, .step = ++slot.step, .grad = grads[i], .item = {}};
+    kernels::UpdateItem& item = update.item;
     item.grad = grads[i].view();
     item.parameter = slot.master.defined() ? slot.master.mutable_view() : parameter.mutable_view();
     if (slot.master.defined()) item.low_precision = parameter.mutable_view();
     if (slot.moments[0].defined()) item.moment1 = slot.moments[0].mutable_view();
     if (slot.moments[1].defined()) item.moment2 = slot.moments[1].mutable_view();
-    batches[{slot.group, ++slot.step, parameter.device().type}].push_back(item);
+    updates.push_back(std::move(update));
   }
-  for (const auto& [key, items] : batches) {
-    const auto& [group, step, device] = key;
-    update(group, step, lr_ * groups_[group].lr_scale, options.grad_scale, kernels::of(device).updates,
-           items);
+  update_all(updates, options.grad_scale);
+}
+
+// Ranks may come by different ways, and an empty piece has nothing to tell a gradient from none: without
+// this, one would call a collective that its peers leave out.
+void Optimizer::agree_on_gradients(std::vector<Tensor>& grads) {
+  std::vector<std::string> names;
+  std::vector<double> with_gradient;
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    names.push_back(parameters_[i].first);
+    with_gradient.push_back(grads[i].defined() ? static_cast<double>(grads[i].num_elements()) : 0.0);
   }
+  exchange_->sum_over_pieces(names, with_gradient);
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    const Tensor& parameter = parameters_[i].second;
+    if (with_gradient[i] == 0.0) {
+      grads[i] = Tensor();
+    } else if (!grads[i].defined()) {
+      grads[i] = zeros(parameter.shape(),
+                       {.dtype = accumulation_dtype(parameter.dtype()), .device = parameter.device()});
+    }
+  }
+}
+
+std::vector<Optimizer::Batch> Optimizer::batches_of(std::span<const Update> updates) const {
+  std::map<std::tuple<std::size_t, std::int64_t, DeviceType>, Batch> batches;
+  for (std::size_t u = 0; u < updates.size(); ++u) {
+    const Update& update = updates[u];
+    const DeviceType device = update.grad.device().type;
+    Batch& batch = batches[{update.group, update.step, device}];
+    batch.group = update.group;
+    batch.step = update.step;
+    batch.lr = lr_ * groups_[update.group].lr_scale;
+    batch.kernels = &kernels::of(device).updates;
+    batch.items.push_back(update.item);
+    batch.updates.push_back(u);
+  }
+  std::vector<Batch> list;
+  for (auto& [key, batch] : batches) list.push_back(std::move(batch));
+  return list;
 }
 
 void Optimizer::zero_grad(ZeroGrad how) {
@@ -190,7 +229,7 @@ NamedTensors Optimizer::state() {
     state.emplace_back(name + "/step",
                        scalar(static_cast<double>(slot.step), {.dtype = kI64, .device = cpu}));
     if (slot.master.defined()) state.emplace_back(name + "/master", slot.master);
-    const MomentNames& moments = moments_by_group_[slot.group];
+    const MomentNames& moments = slot.moment_names;
     for (std::size_t m = 0; m < moments.size(); ++m) {
       state.emplace_back(fmt::format("{}/{}", name, moments[m]), slot.moments[m]);
     }
@@ -230,7 +269,7 @@ void Optimizer::load_state(const NamedTensors& saved) {
     const Shape& shape = parameters_[i].second.shape();
     if (const Tensor step = take(name + "/step", {}); step.defined()) steps[i] = step.item<std::int64_t>();
     if (slot.master.defined()) copies.emplace_back(slot.master, take(name + "/master", shape));
-    const MomentNames& moments = moments_by_group_[slot.group];
+    const MomentNames& moments = slot.moment_names;
     for (std::size_t m = 0; m < moments.size(); ++m) {
       copies.emplace_back(slot.moments[m], take(fmt::format("{}/{}", name, moments[m]), shape));
     }

@@ -14,12 +14,15 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "kernels/kernels.h"
 #include "optim/parameter_groups.h"
+#include "optim/piece_exchange.h"
 #include "tensor/tensor.h"
 
 namespace tessera::optim {
@@ -50,6 +53,10 @@ enum class ZeroGrad : std::uint8_t {
 ///            ever has a gradient.
 /// Cost       One pass over parameters, gradients and moments for all parameters of a group.
 /// Steps      Counted for each parameter: one without a gradient is skipped, and its bias correction waits.
+/// Pieces     Parameters may be pieces of larger ones (ZeRO), empty ones too. An optimizer whose update is
+///            not element by element (LAMB, Muon) then takes a PieceExchange, and its step is a collective:
+///            the ranks agree first on which parameters have a gradient. Where some rank has one, a piece
+///            without takes it for zero; where no rank has, all skip the parameter.
 /// Threads    Used by the rank that made it.
 /// Errors     Constructors: ConfigError for a setting out of range, or a name given twice; DTypeError,
 ///            ShapeError for a parameter that is not floating or not contiguous. A tensor listed under two
@@ -70,13 +77,15 @@ class Optimizer {
   /// Learning rate of groups with lr_scale 1.
   void set_lr(double lr);
   [[nodiscard]] double lr() const noexcept { return lr_; }
-  /// SGD's momentum, or Adam's β₁, of every group: for schedules that cycle it (OneCycle).
+  /// The momentum of SGD and Muon's matrices, β₁ of Adam, Lion and LAMB, in every group: for schedules that
+  /// cycle it (OneCycle). ConfigError from Adagrad, which has none.
   virtual void set_momentum(double momentum) = 0;
 
   /// All that a checkpoint needs besides the parameters: for each parameter NAME
   ///   NAME/step     i64, no dimensions (a copy)
   ///   NAME/master   f32, only of 16-bit parameters
-  ///   NAME/moment1, NAME/moment2 (Adam) or NAME/velocity (SGD with momentum)
+  ///   NAME/moment1, NAME/moment2 (Adam, LAMB), NAME/velocity (SGD with momentum), NAME/momentum (Lion,
+  ///   Muon's matrices), NAME/sum_of_squares (Adagrad)
   /// The tensors are handles of the live state: clone what must outlive the next step.
   [[nodiscard]] NamedTensors state();
   /// Continues from what state() gave; the parameters are loaded by their owner. Nothing is changed on an
@@ -98,18 +107,50 @@ class Optimizer {
  protected:
   static constexpr std::size_t kMaxMoments = 2;
 
-  Optimizer(const char* type, double lr, const NamedTensors& parameters, std::vector<ParameterGroup> groups);
+  Optimizer(const char* type, double lr, const NamedTensors& parameters, std::vector<ParameterGroup> groups,
+            std::shared_ptr<PieceExchange> exchange = nullptr);
 
-  /// Called at the end of a derived constructor: `moments(group)` names the moments of a group's parameters.
+  /// Called at the end of a derived constructor: `moments_of(i)` names the moments of parameter i, which
+  /// start at `initial_value`.
   using MomentNames = std::vector<const char*>;
-  void allocate_state(std::vector<MomentNames> moments_by_group);
+  void allocate_state(const std::function<MomentNames(std::size_t parameter)>& moments_of,
+                      double initial_value = 0.0);
 
   /// Groups with a last one for what matches none.
   [[nodiscard]] std::span<const ParameterGroup> groups() const noexcept { return groups_; }
+  /// Index in groups() of parameter i.
+  [[nodiscard]] std::size_t group_at(std::size_t parameter) const { return slots_[parameter].group; }
+  [[nodiscard]] const std::string& name_at(std::size_t parameter) const {
+    return parameters_[parameter].first;
+  }
+  [[nodiscard]] Tensor& moment_at(std::size_t parameter, std::size_t moment) {
+    return slots_[parameter].moments[moment];
+  }
+  /// Null if parameters are whole.
+  [[nodiscard]] PieceExchange* exchange() const noexcept { return exchange_.get(); }
 
-  /// Runs the kernel over parameters of one group and device that are all at their `step`-th update (from 1).
-  virtual void update(std::size_t group, std::int64_t step, double lr, double grad_scale,
-                      const kernels::Updates& updates, std::span<const kernels::UpdateItem> items) = 0;
+  /// One parameter that is updated in this step.
+  struct Update {
+    std::size_t parameter = 0;  ///< index in parameters()
+    std::size_t group = 0;      ///< index in groups()
+    std::int64_t step = 1;      ///< which update of this parameter it is, from 1
+    Tensor grad;                ///< contiguous, of the parameter's shape
+    kernels::UpdateItem item;   ///< views of its master (or itself), gradient, moments and rounded copy
+  };
+  /// Updates that a kernel does in one call: of one group, step and device.
+  struct Batch {
+    std::size_t group = 0;
+    std::int64_t step = 1;
+    double lr = 0.0;  ///< lr() · lr_scale of the group
+    const kernels::Updates* kernels = nullptr;
+    std::vector<kernels::UpdateItem> items;
+    std::vector<std::size_t> updates;  ///< items[i] is of updates[this[i]]
+  };
+  /// After equal histories, one batch for each group and device.
+  [[nodiscard]] std::vector<Batch> batches_of(std::span<const Update> updates) const;
+
+  /// Does the updates of one step, which stand in the order of parameters().
+  virtual void update_all(std::span<const Update> updates, double grad_scale) = 0;
   /// A group's settings, for describe().
   [[nodiscard]] virtual std::string describe_settings(std::size_t group) const = 0;
 
@@ -120,10 +161,12 @@ class Optimizer {
     bool allocated = false;
     bool master_is_current = false;
     Tensor master{};  // undefined for f32 and f64 parameters
+    MomentNames moment_names{};
     std::array<Tensor, kMaxMoments> moments{};
   };
 
   void allocate(std::size_t index);
+  void agree_on_gradients(std::vector<Tensor>& grads);
   void make_master_current(std::size_t index);
 
   const char* type_;
@@ -131,7 +174,8 @@ class Optimizer {
   NamedTensors parameters_;
   std::vector<Slot> slots_;  // slots_[i] belongs to parameters_[i]
   std::vector<ParameterGroup> groups_;
-  std::vector<MomentNames> moments_by_group_;
+  std::shared_ptr<PieceExchange> exchange_;
+  double initial_moment_ = 0.0;
 };
 
 /// The names "0", "1", ... for parameters without any.

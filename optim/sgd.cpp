@@ -22,7 +22,6 @@ void check_settings(const kernels::SgdOptions& options) {
 
 Sgd::Sgd(const NamedTensors& parameters, const SgdConfig& config, std::vector<ParameterGroup> groups)
     : Optimizer("SGD", config.lr, parameters, std::move(groups)) {
-  std::vector<MomentNames> moments;
   for (const ParameterGroup& group : this->groups()) {
     if (group.beta1 || group.beta2 || group.epsilon) {
       throw ConfigError("SGD: a group sets beta1, beta2 or epsilon; SGD has momentum");
@@ -33,9 +32,10 @@ Sgd::Sgd(const NamedTensors& parameters, const SgdConfig& config, std::vector<Pa
                         .nesterov = config.nesterov});
     check_settings(options_.back());
     has_velocity_.push_back(options_.back().momentum != 0.0);
-    moments.push_back(has_velocity_.back() ? MomentNames{"velocity"} : MomentNames{});
   }
-  allocate_state(std::move(moments));
+  allocate_state([this](std::size_t parameter) {
+    return has_velocity_[group_at(parameter)] ? MomentNames{"velocity"} : MomentNames{};
+  });
 }
 
 void Sgd::set_momentum(double momentum) {
@@ -54,13 +54,14 @@ void Sgd::set_momentum(double momentum) {
   options_ = std::move(changed);
 }
 
-void Sgd::update(std::size_t group, std::int64_t step, double lr, double grad_scale,
-                 const kernels::Updates& updates, std::span<const kernels::UpdateItem> items) {
-  kernels::SgdOptions options = options_[group];
-  options.lr = lr;
-  options.first_step = step == 1;
-  options.grad_scale = grad_scale;
-  updates.sgd(items, options);
+void Sgd::update_all(std::span<const Update> updates, double grad_scale) {
+  for (const Batch& batch : batches_of(updates)) {
+    kernels::SgdOptions options = options_[batch.group];
+    options.lr = batch.lr;
+    options.first_step = batch.step == 1;
+    options.grad_scale = grad_scale;
+    batch.kernels->sgd(batch.items, options);
+  }
 }
 
 std::string Sgd::describe_settings(std::size_t group) const {

@@ -40,6 +40,54 @@ class MetaUpdates final : public Updates {
       if (has_low_precision(item)) count.writes(item.low_precision);
     }
   }
+
+  // 8 per element: gradient's scale; s ← s + g² 2; √s + ε 2; g / that, · lr, subtract 3. Weight decay 2.
+  void adagrad(std::span<const UpdateItem> items, const AdagradOptions& options) const override {
+    count_one_moment(items, 8 + (options.weight_decay == 0.0 ? 0 : 2));
+  }
+
+  // 10 per element: gradient's scale; β₁·m + (1 − β₁)·g 3; its sign; β₂·m + (1 − β₂)·g 3; · lr, subtract 2.
+  // Weight decay 1.
+  void lion(std::span<const UpdateItem> items, const LionOptions& options) const override {
+    count_one_moment(items, 10 + (options.weight_decay == 0.0 ? 0 : 1));
+  }
+
+  // Adam's 8 for g, m and v; the direction (below); two squares, added up 4.
+  void lamb_moments(std::span<const UpdateItem> items, const AdamOptions& options,
+                    std::span<LambSquares> squares) const override {
+    Count count;
+    for (const UpdateItem& item : items) {
+      count.flops((8 + direction_flops(options) + 4) * item.parameter.num_elements());
+      count.reads(item.grad).reads(item.parameter).updates(item.moment1).updates(item.moment2);
+    }
+    for (LambSquares& sums : squares) sums = {};
+  }
+
+  // The direction, · lr · trust, subtract 2.
+  void lamb(std::span<const UpdateItem> items, const AdamOptions& options,
+            std::span<const double> /*trust*/) const override {
+    Count count;
+    for (const UpdateItem& item : items) {
+      count.flops((direction_flops(options) + 2) * item.parameter.num_elements());
+      count.updates(item.parameter).reads(item.moment1).reads(item.moment2);
+      if (has_low_precision(item)) count.writes(item.low_precision);
+    }
+  }
+
+ private:
+  // Bias corrections 2, √v + ε 2, the quotient 1; weight decay 2.
+  static std::int64_t direction_flops(const AdamOptions& options) {
+    return 5 + (options.weight_decay == 0.0 ? 0 : 2);
+  }
+
+  static void count_one_moment(std::span<const UpdateItem> items, std::int64_t per_element) {
+    Count count;
+    for (const UpdateItem& item : items) {
+      count.flops(per_element * item.parameter.num_elements()).reads(item.grad);
+      count.updates(item.parameter).updates(item.moment1);
+      if (has_low_precision(item)) count.writes(item.low_precision);
+    }
+  }
 };
 
 }  // namespace

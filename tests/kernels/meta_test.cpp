@@ -264,6 +264,32 @@ std::vector<CountCase> count_cases() {
          k.updates.sgd({&item, 1}, {.momentum = 0.9, .first_step = true});
        },
        3 * 24, 2 * 96, 2 * 96},
+      {"Adagrad with weight decay",
+       [=](Kernels k) {
+         const UpdateItem item{x, x, x, {}, {}};
+         k.updates.adagrad({&item, 1}, {.weight_decay = 0.1});
+       },
+       10 * 24, 3 * 96, 2 * 96},
+      {"Lion with bf16 gradients and copies",
+       [=](Kernels k) {
+         const UpdateItem item{x, halves, x, {}, halves};
+         k.updates.lion({&item, 1}, {});
+       },
+       10 * 24, 2 * 96 + 48, 2 * 96 + 48},
+      {"LAMB's moments",  // the rounded copy is left alone
+       [=](Kernels k) {
+         const UpdateItem item{x, halves, x, x, halves};
+         LambSquares squares;
+         k.updates.lamb_moments({&item, 1}, {.weight_decay = 0.1}, {&squares, 1});
+       },
+       19 * 24, 3 * 96 + 48, 2 * 96},
+      {"LAMB's update",  // reads no gradient
+       [=](Kernels k) {
+         const UpdateItem item{x, halves, x, x, halves};
+         const double trust = 1.0;
+         k.updates.lamb({&item, 1}, {}, {&trust, 1});
+       },
+       7 * 24, 3 * 96, 96 + 48},
   };
 }
 

@@ -136,6 +136,17 @@ const KernelCase kCases[] = {
        k.updates.adam({&item, 1}, {});
        return std::vector{p, m, v, low};
      }},
+    {"LAMB's sums",
+     [](const DeviceKernels& k) {
+       HostArray p = sized(kF32, {100000}), g = sized(kF32, {100000}), m(kF32, {100000}), v(kF32, {100000});
+       const UpdateItem item = {p.view(), g.view(), m.view(), v.view(), {}};
+       LambSquares squares;
+       k.updates.lamb_moments({&item, 1}, {.weight_decay = 0.1}, {&squares, 1});
+       HostArray sums(kF64, {2});
+       sums.set({0}, squares.parameter);
+       sums.set({1}, squares.direction);
+       return std::vector{sums, m, v};
+     }},
 };
 
 TEST(Threads, DoNotChangeOneBitOfAnyResult) {

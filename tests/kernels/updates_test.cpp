@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <deque>
 
@@ -141,6 +142,127 @@ TEST(Updates, SgdFollowsItsFormulaOverSteps) {
               p.set(i, p(i) - o.lr * direction);
             });
           }
+        }
+        model.expect_near(c, 40);
+      }
+    }
+  }
+}
+
+TEST(Updates, AdagradFollowsItsFormulaOverSteps) {
+  for (const InstructionSet set : supported_sets()) {
+    for (const UpdateCase& c : kCases) {
+      SCOPED_TRACE(std::string(name(set)) + " " + c.name);
+      const WithThreads with(2);
+      Model model(c);
+      const AdagradOptions o = {.lr = 0.1, .epsilon = 1e-6, .weight_decay = 0.1, .grad_scale = 0.5};
+      for (int step = 0; step < 3; ++step) {
+        cpu_kernels(set).updates.adagrad(model.items, o);
+        for (std::size_t k = 0; k < model.p.size(); ++k) {
+          HostArray &p = model.p[k], &s = model.m[k];
+          p.for_each([&](const Sizes& i) {
+            const double g = model.grad[k](i) * o.grad_scale + o.weight_decay * p(i);
+            s.set(i, s(i) + g * g);
+            p.set(i, p(i) - o.lr * g / (std::sqrt(s(i)) + o.epsilon));
+          });
+        }
+      }
+      model.expect_near(c, 40);
+    }
+  }
+}
+
+// Where the blend is all but 0 its rounding decides on the sign: the reference then follows the kernel's. Its
+// rounding error is that of two products and a sum of numbers below 3.
+TEST(Updates, LionFollowsItsFormulaOverSteps) {
+  for (const InstructionSet set : supported_sets()) {
+    for (const UpdateCase& c : kCases) {
+      SCOPED_TRACE(std::string(name(set)) + " " + c.name);
+      const WithThreads with(2);
+      Model model(c);
+      const LionOptions o = {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.5, .weight_decay = 0.1, .grad_scale = 0.5};
+      int undecided = 0, negative = 0, positive = 0;
+      for (int step = 0; step < 3; ++step) {
+        // The gradient turns: the sign of the second blend is the momentum's, that of the third shows how
+        // much of the turned gradient the momentum took up.
+        for (HostArray& grad : model.grad) {
+          grad.for_each([&](const Sizes& i) { grad.set(i, grad(i) * (step == 1 ? -4.0 : 1.0)); });
+        }
+        cpu_kernels(set).updates.lion(model.items, o);
+        for (std::size_t k = 0; k < model.p.size(); ++k) {
+          HostArray &p = model.p[k], &m = model.m[k];
+          p.for_each([&](const Sizes& i) {
+            const double g = model.grad[k](i) * o.grad_scale, blend = o.beta1 * m(i) + (1 - o.beta1) * g;
+            double sign = blend > 0 ? 1.0 : blend < 0 ? -1.0 : 0.0;
+            const double kept = (1 - o.lr * o.weight_decay) * p(i);
+            if (std::abs(blend) < 10 * unit_roundoff(c.parameter)) {
+              ++undecided;
+              sign = std::round((kept - model.parameter[k](i)) / o.lr);
+            }
+            (sign < 0 ? negative : positive) += 1;
+            m.set(i, o.beta2 * m(i) + (1 - o.beta2) * g);
+            p.set(i, kept - o.lr * sign);
+          });
+        }
+      }
+      model.expect_near(c, 20);
+      EXPECT_LT(undecided, 100);
+      EXPECT_GT(std::min(negative, positive), 10000);
+    }
+  }
+}
+
+TEST(Updates, LionLeavesZerosAloneAndPassesNansOn) {
+  HostArray p(kF32, {3}), grad(kF32, {3}), m(kF32, {3});
+  grad.set({1}, std::nan(""));
+  grad.set({2}, 5.0);
+  UpdateItem item;
+  item.parameter = p.view();
+  item.grad = grad.view();
+  item.moment1 = m.view();
+  for (const InstructionSet set : supported_sets()) {
+    p.for_each([&](const Sizes& i) { p.set(i, 0.0), m.set(i, 0.0); });
+    cpu_kernels(set).updates.lion({&item, 1}, {.lr = 0.5});
+    EXPECT_EQ(p({0}), 0.0);
+    EXPECT_TRUE(std::isnan(p({1})));
+    EXPECT_EQ(p({2}), -0.5);
+  }
+}
+
+// Sums of n positive terms, each within a few roundings of the reference's: so is the sum, relatively.
+TEST(Updates, LambsTwoHalvesFollowItsFormulaOverSteps) {
+  for (const InstructionSet set : supported_sets()) {
+    for (const UpdateCase& c : kCases) {
+      for (const int threads : {1, 2}) {
+        SCOPED_TRACE(std::string(name(set)) + " " + c.name);
+        const WithThreads with(threads);
+        Model model(c);
+        AdamOptions o = {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.99, .epsilon = 1e-6, .weight_decay = 0.1};
+        o.grad_scale = 0.5;
+        for (o.step = 1; o.step <= 3; ++o.step) {
+          std::vector<LambSquares> squares(model.items.size(), {.parameter = -1.0, .direction = -1.0});
+          cpu_kernels(set).updates.lamb_moments(model.items, o, squares);
+          std::vector<double> trust;
+          for (std::size_t k = 0; k < model.p.size(); ++k) {
+            trust.push_back(0.5 + static_cast<double>(k));
+            HostArray &p = model.p[k], &m = model.m[k], &v = model.v[k];
+            double of_parameter = 0, of_direction = 0;
+            p.for_each([&](const Sizes& i) {
+              const double g = model.grad[k](i) * o.grad_scale, step = static_cast<double>(o.step);
+              m.set(i, o.beta1 * m(i) + (1 - o.beta1) * g);
+              v.set(i, o.beta2 * v(i) + (1 - o.beta2) * g * g);
+              const double m_hat = m(i) / (1 - std::pow(o.beta1, step)),
+                           v_hat = v(i) / (1 - std::pow(o.beta2, step));
+              const double u = m_hat / (std::sqrt(v_hat) + o.epsilon) + o.weight_decay * p(i);
+              of_parameter += p(i) * p(i);
+              of_direction += u * u;
+              p.set(i, p(i) - o.lr * trust[k] * u);
+            });
+            const double bound = 100 * unit_roundoff(c.parameter);
+            EXPECT_NEAR(squares[k].parameter, of_parameter, bound * of_parameter) << "item " << k;
+            EXPECT_NEAR(squares[k].direction, of_direction, bound * of_direction) << "item " << k;
+          }
+          cpu_kernels(set).updates.lamb(model.items, o, trust);
         }
         model.expect_near(c, 40);
       }

@@ -3,8 +3,11 @@
 #include <cmath>
 
 #include "kernels/error.h"
+#include "optim/adagrad.h"
 #include "optim/adam.h"
 #include "optim/clip.h"
+#include "optim/lamb.h"
+#include "optim/lion.h"
 #include "optim/sgd.h"
 #include "tensor/context.h"
 #include "tests/optim/parameters.h"
@@ -442,6 +445,9 @@ TEST(OptimizerState, ASavedRunContinuesBitwise) {
     expect_that_a_saved_run_continues_bitwise<Adam>(AdamConfig{.lr = 0.01}, dtype);
     expect_that_a_saved_run_continues_bitwise<Sgd>(SgdConfig{.lr = 0.01, .momentum = 0.9}, dtype);
     expect_that_a_saved_run_continues_bitwise<Sgd>(SgdConfig{.lr = 0.01}, dtype);
+    expect_that_a_saved_run_continues_bitwise<Adagrad>(AdagradConfig{.lr = 0.01, .lr_decay = 0.1}, dtype);
+    expect_that_a_saved_run_continues_bitwise<Lion>(LionConfig{.lr = 0.01}, dtype);
+    expect_that_a_saved_run_continues_bitwise<Lamb>(LambConfig{.lr = 0.01}, dtype);
   }
 }
 

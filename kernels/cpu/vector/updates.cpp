@@ -1,85 +1,13 @@
 // Optimizer steps: everything that a step reads and writes goes through memory once.
 
+#include "kernels/context.h"
 #include "kernels/cpu/vector/chunks.h"
 #include "kernels/cpu/vector/families.h"
-#include "kernels/cpu/vector/math.h"
 #include "kernels/cpu/vector/tile.h"
+#include "kernels/cpu/vector/update_steps.h"
 
 namespace tessera::kernels::TESSERA_ISA {
 namespace {
-
-/// Adam's constants of one step, in the parameter's type.
-template <class T>
-struct AdamStep {
-  T grad_scale, l2, keep, beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, inv_sqrt_correction2,
-      epsilon;
-
-  TESSERA_INLINE explicit AdamStep(const AdamOptions& o) {
-    const double correction1 = 1.0 - __builtin_pow(o.beta1, static_cast<double>(o.step));
-    const double correction2 = 1.0 - __builtin_pow(o.beta2, static_cast<double>(o.step));
-    grad_scale = static_cast<T>(o.grad_scale);
-    l2 = static_cast<T>(o.decoupled ? 0.0 : o.weight_decay);
-    keep = static_cast<T>(o.decoupled ? 1.0 - o.lr * o.weight_decay : 1.0);
-    beta1 = static_cast<T>(o.beta1);
-    one_minus_beta1 = static_cast<T>(1.0 - o.beta1);
-    beta2 = static_cast<T>(o.beta2);
-    one_minus_beta2 = static_cast<T>(1.0 - o.beta2);
-    step_size = static_cast<T>(o.lr / correction1);
-    inv_sqrt_correction2 = static_cast<T>(1.0 / __builtin_sqrt(correction2));
-    epsilon = static_cast<T>(o.epsilon);
-  }
-
-  /// m ← β₁ m + (1 − β₁) g,  v ← β₂ v + (1 − β₂) g²,  p ← (1 − lr λ) p − lr m̂ / (√v̂ + ε),
-  /// with m̂ = m / (1 − β₁^t) and v̂ = v / (1 − β₂^t).
-  TESSERA_INLINE void apply(T* p, const T* grad, T* m, T* v, std::int64_t n) const {
-    const AdamStep c = *this;
-#pragma omp simd
-    for (std::int64_t i = 0; i < n; ++i) {
-      const T g = grad[i] * c.grad_scale + c.l2 * p[i];
-      const T mean = c.beta1 * m[i] + c.one_minus_beta1 * g;
-      const T square = c.beta2 * v[i] + c.one_minus_beta2 * g * g;
-      m[i] = mean;
-      v[i] = square;
-      p[i] = c.keep * p[i] - c.step_size * mean / (vsqrt(square) * c.inv_sqrt_correction2 + c.epsilon);
-    }
-  }
-};
-
-template <class T>
-struct SgdStep {
-  T grad_scale, weight_decay, momentum, add, lr;
-  bool nesterov;
-
-  TESSERA_INLINE explicit SgdStep(const SgdOptions& o) {
-    grad_scale = static_cast<T>(o.grad_scale);
-    weight_decay = static_cast<T>(o.weight_decay);
-    // The first velocity is the gradient itself, whatever the velocity holds.
-    momentum = static_cast<T>(o.momentum);
-    add = static_cast<T>(o.first_step ? 1.0 : 1.0 - o.dampening);
-    lr = static_cast<T>(o.lr);
-    nesterov = o.nesterov;
-  }
-
-  TESSERA_INLINE void plain(T* p, const T* grad, std::int64_t n) const {
-    const SgdStep c = *this;
-#pragma omp simd
-    for (std::int64_t i = 0; i < n; ++i) p[i] -= c.lr * (grad[i] * c.grad_scale + c.weight_decay * p[i]);
-  }
-
-  /// u ← μ u + (1 − τ) g,  p ← p − lr u, or p ← p − lr (g + μ u) with Nesterov's momentum.
-  TESSERA_INLINE void with_velocity(T* p, const T* grad, T* velocity, bool first_step, std::int64_t n) const {
-    const SgdStep c = *this;
-    const T of_gradient = c.nesterov ? T(1) : T(0), of_velocity = c.nesterov ? c.momentum : T(1);
-#pragma omp simd
-    for (std::int64_t i = 0; i < n; ++i) {
-      const T g = grad[i] * c.grad_scale + c.weight_decay * p[i];
-      const T before = first_step ? T(0) : c.momentum * velocity[i];
-      const T u = before + c.add * g;
-      velocity[i] = u;
-      p[i] -= c.lr * (of_gradient * g + of_velocity * u);
-    }
-  }
-};
 
 /// Calls step(first, parameters, gradients, n) for the tiles of elements [begin, end) of an item, where
 /// `first` is the tile's first element, and writes the rounded copy of what it leaves.
@@ -121,6 +49,56 @@ template <class T>
   });
 }
 
+template <class T>
+[[gnu::noinline]] void adagrad_chunk(const UpdateItem& item, const AdagradOptions& options,
+                                     std::int64_t begin, std::int64_t end) {
+  const AdagradStep<T> step(options);
+  T* sum_of_squares = static_cast<T*>(item.moment1.data);
+  update_tiles<T>(item, begin, end, [&](std::int64_t first, T* p, const T* grad, std::int64_t n) {
+    step.apply(p, grad, sum_of_squares + first, n);
+  });
+}
+
+template <class T>
+[[gnu::noinline]] void lion_chunk(const UpdateItem& item, const LionOptions& options, std::int64_t begin,
+                                  std::int64_t end) {
+  const LionStep<T> step(options);
+  T* m = static_cast<T*>(item.moment1.data);
+  update_tiles<T>(item, begin, end, [&](std::int64_t first, T* p, const T* grad, std::int64_t n) {
+    step.apply(p, grad, m + first, n);
+  });
+}
+
+template <class T>
+[[gnu::noinline]] LambSquares lamb_moments_chunk(const UpdateItem& item, const AdamOptions& options,
+                                                 std::int64_t begin, std::int64_t end) {
+  const LambStep<T> step(options);
+  T* m = static_cast<T*>(item.moment1.data);
+  T* v = static_cast<T*>(item.moment2.data);
+  UpdateItem unrounded = item;  // the parameter does not change, so neither does its rounded copy
+  unrounded.low_precision.data = nullptr;
+  LambSquares sums;
+  update_tiles<T>(unrounded, begin, end, [&](std::int64_t first, T* p, const T* grad, std::int64_t n) {
+    const LambSquares of_tile = step.moments(p, grad, m + first, v + first, n);
+    sums.parameter += of_tile.parameter;
+    sums.direction += of_tile.direction;
+  });
+  return sums;
+}
+
+template <class T>
+[[gnu::noinline]] void lamb_chunk(const UpdateItem& item, const AdamOptions& options, double trust,
+                                  std::int64_t begin, std::int64_t end) {
+  const LambStep<T> step(options);
+  const T* m = static_cast<const T*>(item.moment1.data);
+  const T* v = static_cast<const T*>(item.moment2.data);
+  UpdateItem ungraded = item;  // the gradient is in the moments already: read nothing in its place
+  ungraded.grad = item.parameter;
+  update_tiles<T>(ungraded, begin, end, [&](std::int64_t first, T* p, const T* /*grad*/, std::int64_t n) {
+    step.apply(p, m + first, v + first, static_cast<T>(options.lr * trust), n);
+  });
+}
+
 class CpuUpdates final : public Updates {
  public:
   void adam(std::span<const UpdateItem> items, const AdamOptions& options) const override {
@@ -134,6 +112,54 @@ class CpuUpdates final : public Updates {
     for_each_chunk(items, [&](const UpdateItem& item, std::int64_t begin, std::int64_t end) {
       item.parameter.dtype == DType::kF64 ? sgd_chunk<double>(item, options, begin, end)
                                           : sgd_chunk<float>(item, options, begin, end);
+    });
+  }
+
+  void adagrad(std::span<const UpdateItem> items, const AdagradOptions& options) const override {
+    for_each_chunk(items, [&](const UpdateItem& item, std::int64_t begin, std::int64_t end) {
+      item.parameter.dtype == DType::kF64 ? adagrad_chunk<double>(item, options, begin, end)
+                                          : adagrad_chunk<float>(item, options, begin, end);
+    });
+  }
+
+  void lion(std::span<const UpdateItem> items, const LionOptions& options) const override {
+    for_each_chunk(items, [&](const UpdateItem& item, std::int64_t begin, std::int64_t end) {
+      item.parameter.dtype == DType::kF64 ? lion_chunk<double>(item, options, begin, end)
+                                          : lion_chunk<float>(item, options, begin, end);
+    });
+  }
+
+  void lamb_moments(std::span<const UpdateItem> items, const AdamOptions& options,
+                    std::span<LambSquares> squares) const override {
+    const UpdateItem* all = items.data();
+    const auto size_of = [all](std::int64_t i) { return all[i].parameter.num_elements(); };
+    const Chunks chunks(static_cast<std::int64_t>(items.size()), kGrain, size_of);
+    const Workspace workspace(static_cast<std::size_t>(chunks.num_chunks()) * sizeof(LambSquares));
+    LambSquares* partial = static_cast<LambSquares*>(workspace.data());
+    chunks.for_each([&](std::int64_t chunk, std::int64_t item, std::int64_t begin, std::int64_t end) {
+      partial[chunk] = all[item].parameter.dtype == DType::kF64
+                           ? lamb_moments_chunk<double>(all[item], options, begin, end)
+                           : lamb_moments_chunk<float>(all[item], options, begin, end);
+    });
+
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      squares.data()[i] = {};
+      const std::int64_t size = all[i].parameter.num_elements();
+      for (std::int64_t begin = 0; begin < size; begin += kGrain, ++partial) {
+        squares.data()[i].parameter += partial->parameter;
+        squares.data()[i].direction += partial->direction;
+      }
+    }
+  }
+
+  void lamb(std::span<const UpdateItem> items, const AdamOptions& options,
+            std::span<const double> trust) const override {
+    const UpdateItem* first = items.data();
+    const double* ratios = trust.data();
+    for_each_chunk(items, [&](const UpdateItem& item, std::int64_t begin, std::int64_t end) {
+      const double ratio = ratios[&item - first];
+      item.parameter.dtype == DType::kF64 ? lamb_chunk<double>(item, options, ratio, begin, end)
+                                          : lamb_chunk<float>(item, options, ratio, begin, end);
     });
   }
 
