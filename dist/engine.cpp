@@ -78,7 +78,7 @@ Engine::Engine(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
     laid_out.placement(record.name).fill_initial(record, local);
   });
   parts_->optimizer =
-      make_optimizer(config.optimizer, parts_->zero->pieces(), options.groups, parts_->zero->exchange());
+      make_optimizer(config.optimizer, parts_->zero->pieces(), options.groups, &parts_->zero->exchange());
   sent_before_ = sent_bytes_by_group();
 }
 

@@ -1,36 +1,73 @@
 #include "dist/optimizer_factory.h"
 
-#include "kernels/error.h"
+#include "optim/adagrad.h"
 #include "optim/adam.h"
+#include "optim/lamb.h"
+#include "optim/lion.h"
+#include "optim/muon.h"
 #include "optim/sgd.h"
 
 namespace tessera::dist {
 
-std::unique_ptr<optim::Optimizer> make_optimizer(const Config::Optimizer& config, const NamedTensors& pieces,
+std::unique_ptr<optim::Optimizer> make_optimizer(const Config::Optimizer& c, const NamedTensors& pieces,
                                                  const std::vector<optim::ParameterGroup>& groups,
-                                                 optim::PieceExchange& exchange) {
-  static_cast<void>(exchange);
-  if (config.type == "SGD") {
-    return std::make_unique<optim::Sgd>(pieces,
-                                        optim::SgdConfig{.lr = config.lr,
-                                                         .momentum = config.momentum,
-                                                         .dampening = config.dampening,
-                                                         .weight_decay = config.weight_decay,
-                                                         .nesterov = config.nesterov},
-                                        groups);
+                                                 optim::PieceExchange* exchange) {
+  // Borrowed: whoever cut the pieces owns it.
+  const std::shared_ptr<optim::PieceExchange> asked(std::shared_ptr<void>(), exchange);
+  if (c.type == "SGD") {
+    const optim::SgdConfig sgd{.lr = c.lr,
+                               .momentum = c.momentum,
+                               .dampening = c.dampening,
+                               .weight_decay = c.weight_decay,
+                               .nesterov = c.nesterov};
+    return std::make_unique<optim::Sgd>(pieces, sgd, groups);
   }
-  const optim::AdamConfig adam{.lr = config.lr,
-                               .beta1 = config.beta1,
-                               .beta2 = config.beta2,
-                               .epsilon = config.epsilon,
-                               .weight_decay = config.weight_decay};
-  if (config.decoupled_decay) return std::make_unique<optim::AdamW>(pieces, adam, groups);
+  if (c.type == "Adagrad") {
+    const optim::AdagradConfig adagrad{.lr = c.lr,
+                                       .lr_decay = c.lr_decay,
+                                       .weight_decay = c.weight_decay,
+                                       .initial_accumulator_value = c.initial_accumulator_value,
+                                       .epsilon = c.epsilon};
+    return std::make_unique<optim::Adagrad>(pieces, adagrad, groups);
+  }
+  if (c.type == "Lion") {
+    const optim::LionConfig lion{
+        .lr = c.lr, .beta1 = c.beta1, .beta2 = c.beta2, .weight_decay = c.weight_decay};
+    return std::make_unique<optim::Lion>(pieces, lion, groups);
+  }
+  if (c.type == "Lamb") {
+    const optim::LambConfig lamb{.lr = c.lr,
+                                 .beta1 = c.beta1,
+                                 .beta2 = c.beta2,
+                                 .epsilon = c.epsilon,
+                                 .weight_decay = c.weight_decay,
+                                 .min_trust = c.min_coeff,
+                                 .max_trust = c.max_coeff};
+    return std::make_unique<optim::Lamb>(pieces, lamb, groups, exchange == nullptr ? nullptr : asked);
+  }
+  if (c.type == "Muon") {
+    optim::MuonConfig muon;
+    muon.lr = c.lr;
+    muon.momentum = c.momentum;
+    muon.nesterov = c.nesterov;
+    muon.newton_schulz_steps = static_cast<int>(c.ns_steps);
+    muon.weight_decay = c.weight_decay;
+    muon.adamw_lr_scale = c.adam_lr && c.lr > 0.0 ? *c.adam_lr / c.lr : 1.0;
+    muon.beta1 = c.beta1;
+    muon.beta2 = c.beta2;
+    muon.epsilon = c.epsilon;
+    return std::make_unique<optim::Muon>(pieces, muon, groups, exchange == nullptr ? nullptr : asked);
+  }
+  const optim::AdamConfig adam{
+      .lr = c.lr, .beta1 = c.beta1, .beta2 = c.beta2, .epsilon = c.epsilon, .weight_decay = c.weight_decay};
+  if (c.decoupled_decay) return std::make_unique<optim::AdamW>(pieces, adam, groups);
   return std::make_unique<optim::Adam>(pieces, adam, groups);
 }
 
 std::int64_t optimizer_bytes_per_element(const Config::Optimizer& config, DType dtype) {
   const auto state = static_cast<std::int64_t>(size_bytes(accumulation_dtype(dtype)));
-  const std::int64_t moments = config.type == "SGD" ? (config.momentum != 0.0 ? 1 : 0) : 2;
+  const bool one = config.type == "Adagrad" || config.type == "Lion";
+  const std::int64_t moments = config.type == "SGD" ? (config.momentum != 0.0 ? 1 : 0) : one ? 1 : 2;
   const std::int64_t masters = size_bytes(dtype) == 2 ? 1 : 0;
   return (moments + masters) * state;
 }

@@ -13,13 +13,13 @@
 #include "autograd/ops.h"
 #include "dist/collectives.h"
 #include "dist/engine.h"
+#include "dist/optimizer_factory.h"
 #include "dist/zero.h"
 #include "kernels/error.h"
 #include "kernels/random_key.h"
 #include "nn/attention_core.h"
 #include "nn/linear.h"
 #include "nn/model_factory.h"
-#include "optim/adam.h"
 #include "optim/clip.h"
 #include "tensor/context.h"
 #include "tensor/create.h"
@@ -251,14 +251,8 @@ Result run_alone(const TrainingRun& run) {
   const RankContext::Scope scope(context);
   const auto model = nn::make_language_model(run.model, kVocab);
   model->to(run.config.dtype);
-  const Config::Optimizer& settings = run.config.optimizer;
-  optim::AdamW optimizer(model->named_parameters(),
-                         {.lr = settings.lr,
-                          .beta1 = settings.beta1,
-                          .beta2 = settings.beta2,
-                          .epsilon = settings.epsilon,
-                          .weight_decay = settings.weight_decay},
-                         optim::no_decay_for_biases_and_norms());
+  const auto optimizer = make_optimizer(run.config.optimizer, model->named_parameters(),
+                                        optim::no_decay_for_biases_and_norms(), /*exchange=*/nullptr);
   std::vector<std::int64_t> inputs(static_cast<std::size_t>(kGlobalBatch * kTime)), targets(inputs.size());
   Result result;
   for (int step = 0; step < run.steps; ++step) {
@@ -267,9 +261,9 @@ Result run_alone(const TrainingRun& run) {
     const Shape shape{kGlobalBatch, kTime};
     const Tensor loss = model->loss(from_vector(inputs, shape), from_vector(targets, shape));
     loss.backward();
-    const optim::GradNorm norm = optim::global_grad_norm(optimizer.parameters());
-    optimizer.step({.grad_scale = optim::clip_factor(norm, kMaxNorm)});
-    optimizer.zero_grad();
+    const optim::GradNorm norm = optim::global_grad_norm(optimizer->parameters());
+    optimizer->step({.grad_scale = optim::clip_factor(norm, kMaxNorm)});
+    optimizer->zero_grad();
     result.losses.push_back(loss.item());
     result.grad_norms.push_back(norm.value);
   }
@@ -309,6 +303,9 @@ Config layout(const std::string& text) {
     const std::string value = word.substr(word.find('=') + 1);
     if (word == "sp") {
       config.sequence_parallel = true;
+    } else if (word == "SGD" || word == "Adagrad" || word == "Lion" || word == "Lamb" || word == "Muon") {
+      config.optimizer.type = word;
+      if (word == "SGD" || word == "Muon") config.optimizer.momentum = 0.9;
     } else if (word == "ulysses") {
       config.context_parallel = Config::ContextParallel::kUlysses;
     } else if (word == "f32" || word == "bf16") {
