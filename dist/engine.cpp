@@ -141,7 +141,9 @@ std::vector<MicroBatch> Engine::micro_batches(const SampleSource& source, std::i
                       .is_last = i + 1 == passes});
   }
   // The count by which the loss is divided is that of the whole batch: never a mean of means.
-  mesh_.group(kDp).all_reduce(buffer_of(std::span(&counted, 1)));
+  // Ranks of one dp index have the same samples: one of them speaks.
+  if (mesh_.index(kTp) != 0 || mesh_.index(kCp) != 0) counted = 0.0;
+  mesh_.world().all_reduce(buffer_of(std::span(&counted, 1)));
   num_targets_ = static_cast<std::int64_t>(counted);
   passes_left_ = passes;
   return result;
@@ -160,16 +162,23 @@ Tensor Engine::loss_sum(const Tensor& ids, const Tensor& targets) {
                                       {.reduction = Reduction::kSum});
 }
 
+// The pass is run again to see each layer. Where it needs the other ranks, which do not take part, it is not.
+std::string Engine::find_culprit(const MicroBatch& micro_batch) {
+  const bool alone = mesh_.size(kTp) == 1 && mesh_.size(kCp) == 1 &&
+                     parts_->zero->plan().placement.parameters == Spread::kWhole;
+  if (!alone) return "run it with tp = 1, cp = 1 and a ZeRO stage below 3 to see in which layer";
+  const auto culprit = nn::find_first_non_finite(
+      model_, [&] { static_cast<void>(loss_sum(micro_batch.ids, micro_batch.targets)); });
+  return culprit ? culprit->message : "every layer's output is finite";
+}
+
 Tensor Engine::forward(const MicroBatch& micro_batch) {
   set_context(micro_batch.first_sample);
   Tensor loss = loss_sum(micro_batch.ids, micro_batch.targets);
   const double value = loss.item();
   if (!std::isfinite(value)) {
-    const auto culprit = nn::find_first_non_finite(
-        model_, [&] { static_cast<void>(loss_sum(micro_batch.ids, micro_batch.targets)); });
     throw NonFiniteError(fmt::format("step {}: the loss is {}: {}", steps_done_ + 1,
-                                     std::isnan(value) ? "NaN" : "infinite",
-                                     culprit ? culprit->message : "every layer's output is finite"));
+                                     std::isnan(value) ? "NaN" : "infinite", find_culprit(micro_batch)));
   }
   loss_sum_ += value;
   return loss;
@@ -247,7 +256,7 @@ void Engine::share_figures(StepReport& report) {
   }
   report.loss = total_loss / static_cast<double>(std::max<std::int64_t>(num_targets_, 1));
   for (const auto& [group, bytes] : sent_bytes_by_group())
-    report.sent_bytes[group] = bytes - sent_before_[group];
+    if (bytes != sent_before_[group]) report.sent_bytes[group] = bytes - sent_before_[group];
 }
 
 std::map<std::string, std::int64_t> Engine::sent_bytes_by_group() const {

@@ -69,6 +69,7 @@ struct StepReport {
   std::map<std::string, std::int64_t> sent_bytes;               ///< by group, of this rank
   bool skipped = false;                                         ///< f16: gradients overflowed, no update
   bool stop = false;                                            ///< a rank was asked to stop
+  [[nodiscard]] double tokens_per_second() const { return static_cast<double>(tokens) / seconds; }
 };
 
 struct EngineOptions {
@@ -149,6 +150,7 @@ class Engine {
   [[nodiscard]] Tensor loss_sum(const Tensor& ids, const Tensor& targets);
   [[nodiscard]] Tensor own_tokens(std::span<const std::int64_t> values, std::int64_t count) const;
   void set_context(std::int64_t first_sample) const;
+  [[nodiscard]] std::string find_culprit(const MicroBatch& micro_batch);
   [[nodiscard]] bool update(StepReport& report);
   void share_figures(StepReport& report);
   [[nodiscard]] std::map<std::string, std::int64_t> sent_bytes_by_group() const;

@@ -46,7 +46,7 @@ class Watch {
     if (found) return;
     const std::int64_t index = first_non_finite(x);
     if (index < 0) return;
-    const double value = x.detach().reshape({x.num_elements()}).at({index});
+    const double value = x.detach().set_layout({}).reshape({x.num_elements()}).at({index});
     const std::string place = where.name().empty() ? where.type_name() : "'" + where.name() + "'";
     found = {where.name(), what,
              fmt::format("the first value that is not finite is in the {} of {}: {} at element {} of {}",

@@ -25,12 +25,12 @@ double Evaluation::bits_per_byte() const {
   return bits / static_cast<double>(tokens) * file_tokens / static_cast<double>(source_bytes);
 }
 
-Evaluation evaluate(nn::LanguageModel& model, const data::TokenFile& file, dist::Communicator& group,
-                    const EvaluationOptions& options) {
-  const std::int64_t seq = options.seq == 0 ? model.context() : options.seq;
-  if (seq > model.context()) {
+Evaluation evaluate(const WindowLosses& losses, std::int64_t context, const data::TokenFile& file,
+                    dist::Communicator& group, const EvaluationOptions& options) {
+  const std::int64_t seq = options.seq == 0 ? context : options.seq;
+  if (seq > context) {
     throw ConfigError(fmt::format(
-        "evaluation: windows of {} tokens are longer than the model's context of {}", seq, model.context()));
+        "evaluation: windows of {} tokens are longer than the model's context of {}", seq, context));
   }
   const data::EvaluationWindows windows(file.size(), seq, options.stride);
   const std::int64_t stride = options.stride == 0 ? seq : options.stride;
@@ -38,29 +38,26 @@ Evaluation evaluate(nn::LanguageModel& model, const data::TokenFile& file, dist:
       options.max_tokens == 0 ? windows.size() : std::max<std::int64_t>(options.max_tokens / stride, 1);
   const std::int64_t num_windows = std::min(windows.size(), wanted);
 
-  const NoGrad no_grad;
-  const bool was_training = model.training();
-  model.eval();
   // Sum and count in f64: exact for the count, and the same sum of window losses on any number of ranks but
   // for rounding.
   std::array<double, 3> sums{0.0, 0.0, 0.0};  // of losses, of targets, of ranks that were stopped
-  for (std::int64_t first = group.rank() * options.batch; first < num_windows;
-       first += group.size() * options.batch) {
+  const std::int64_t of_all = group.size() * options.batch;
+  for (std::int64_t pass = 0; pass * of_all < num_windows; ++pass) {
     if (options.stop && options.stop()) {
       sums[2] = 1.0;
       break;
     }
-    const std::int64_t rows = std::min(options.batch, num_windows - first);
-    std::vector<std::int64_t> inputs(static_cast<std::size_t>(rows * seq)), targets(inputs.size());
-    static_cast<void>(windows.fill(file, first, rows, inputs, targets));
-    sums[0] += model
-                   .loss(from_span<std::int64_t>(inputs, Shape{rows, seq}),
-                         from_span<std::int64_t>(targets, Shape{rows, seq}), Reduction::kSum)
-                   .item();
-    sums[1] +=
-        static_cast<double>(std::ranges::count_if(targets, [](auto t) { return t != data::kIgnoredTarget; }));
+    // A rank that has no window left looks at one of which no target counts: others may wait for its part.
+    const std::int64_t first = pass * of_all + group.rank() * options.batch;
+    const std::int64_t own = std::clamp<std::int64_t>(num_windows - first, 0, options.batch);
+    const std::int64_t rows = std::max<std::int64_t>(own, 1);
+    std::vector<std::int64_t> inputs(static_cast<std::size_t>(rows * seq)),
+        targets(inputs.size(), data::kIgnoredTarget);
+    if (own > 0) static_cast<void>(windows.fill(file, first, own, inputs, targets));
+    const auto [sum, count] = losses(inputs, targets, rows);
+    sums[0] += sum;
+    sums[1] += static_cast<double>(count);
   }
-  model.train(was_training);
   group.all_reduce(dist::buffer_of(sums));
 
   return {.nats = sums[0],
@@ -70,6 +67,24 @@ Evaluation evaluate(nn::LanguageModel& model, const data::TokenFile& file, dist:
           .source_bytes = file.info().source_bytes,
           .first_token_bits = std::log2(static_cast<double>(file.info().vocab_size)),
           .file_tokens = static_cast<double>(file.size())};
+}
+
+Evaluation evaluate(nn::LanguageModel& model, const data::TokenFile& file, dist::Communicator& group,
+                    const EvaluationOptions& options) {
+  const NoGrad no_grad;
+  const bool was_training = model.training();
+  model.eval();
+  const std::int64_t seq = options.seq == 0 ? model.context() : options.seq;
+  const Evaluation result = evaluate(
+      [&](auto inputs, auto targets, std::int64_t rows) -> dist::Engine::LossSum {
+        const Tensor loss = model.loss(from_span<std::int64_t>(inputs, Shape{rows, seq}),
+                                       from_span<std::int64_t>(targets, Shape{rows, seq}), Reduction::kSum);
+        return {.sum = loss.item(),
+                .targets = std::ranges::count_if(targets, [](auto t) { return t != data::kIgnoredTarget; })};
+      },
+      model.context(), file, group, options);
+  model.train(was_training);
+  return result;
 }
 
 }  // namespace gpt2

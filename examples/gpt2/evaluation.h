@@ -2,19 +2,22 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 
 #include "data/token_file.h"
 #include "dist/communicator.h"
+#include "dist/engine.h"
 #include "nn/language_model.h"
 
 namespace gpt2 {
 
 struct EvaluationOptions {
-  std::int64_t seq = 0;                  ///< tokens per window; 0: the model's context
-  std::int64_t stride = 0;               ///< from window to window; 0: seq, no overlap
-  std::int64_t batch = 8;                ///< windows per pass of a rank
-  std::int64_t max_tokens = 0;           ///< targets to look at, from the start of the file; 0: all
-  std::function<bool()> stop = nullptr;  ///< asked between passes; true on any rank ends the evaluation early
+  std::int64_t seq = 0;         ///< tokens per window; 0: the model's context
+  std::int64_t stride = 0;      ///< from window to window; 0: seq, no overlap
+  std::int64_t batch = 8;       ///< windows per pass of a rank
+  std::int64_t max_tokens = 0;  ///< targets to look at, from the start of the file; 0: all
+  /// Asked before each pass; must answer alike on all ranks that compute together. True ends the evaluation.
+  std::function<bool()> stop = nullptr;
 };
 
 struct Evaluation {
@@ -33,10 +36,19 @@ struct Evaluation {
   [[nodiscard]] double bits_per_byte() const;
 };
 
-/// Mean loss of the model over a token file; every token but the first is predicted once. The windows are
-/// shared out over the ranks of `group`; all get the same result. A collective.
+/// Sum of the losses of `rows` windows [rows, seq], and how many targets count.
+using WindowLosses = std::function<tessera::dist::Engine::LossSum(
+    std::span<const std::int64_t> inputs, std::span<const std::int64_t> targets, std::int64_t rows)>;
+
+/// Mean loss over a token file; every token but the first is predicted once. The windows are shared out over
+/// the ranks of `group`, which make equally many passes; all get the same result. A collective.
 ///
-/// Errors   ConfigError if the windows are longer than the model's context.
+/// Errors   ConfigError if the windows are longer than `context`.
+[[nodiscard]] Evaluation evaluate(const WindowLosses& losses, std::int64_t context,
+                                  const tessera::data::TokenFile& file, tessera::dist::Communicator& group,
+                                  const EvaluationOptions& options);
+
+/// Of a model on one rank.
 [[nodiscard]] Evaluation evaluate(tessera::nn::LanguageModel& model, const tessera::data::TokenFile& file,
                                   tessera::dist::Communicator& group, const EvaluationOptions& options);
 

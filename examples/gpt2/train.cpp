@@ -23,6 +23,7 @@
 #include "examples/gpt2/saved_model.h"
 #include "examples/gpt2/trainer.h"
 #include "kernels/error.h"
+#include "optim/optimizer.h"
 
 namespace gpt2 {
 namespace {
@@ -84,19 +85,35 @@ void print_overview(const TrainOptions& options, dist::Job& job, Trainer& traine
     return fmt::format("{} {}", with_commas(n), n == 1 ? one : many);
   };
   fmt::print("model       {}: {} parameters in {}\n", trainer.model().description(),
-             with_commas(trainer.model().num_parameters()), tessera::name(options.config.dtype));
+             with_commas(trainer.num_parameters()), tessera::name(options.config.dtype));
   fmt::print("batch       {} of {} = {} a pass x {} x {} ({}), {} each\n",
              plural(batch.global, "sequence", "sequences"), plural(trainer.seq(), "token", "tokens"),
              batch.micro_batch, plural(batch.accumulation, "pass", "passes"),
-             plural(job.size(), "rank", "ranks"), job.backend(),
+             plural(trainer.mesh().size(MeshAxis::kDp), "rank", "ranks"), job.backend(),
              plural(job.threads_per_rank(), "thread", "threads"));
   const double epochs = static_cast<double>(options.steps * batch.global * trainer.seq()) /
                         static_cast<double>(corpus.train.size());
   fmt::print("data        {}: {} tokens to learn from, {} held out; {} steps are {:.2f} times through\n",
              options.data.string(), with_commas(corpus.train.size()), with_commas(corpus.validation.size()),
              with_commas(options.steps), epochs);
-  fmt::print("optimizer   {}\n", trainer.optimizer().describe());
+  fmt::print("optimizer   {}\n", trainer.engine().optimizer().describe());
+  if (trainer.mesh().shape().num_ranks() > trainer.mesh().size(MeshAxis::kDp))
+    fmt::print("{}", trainer.mesh().picture());
   std::fflush(stdout);
+}
+
+// What rank 0 sent, by group and kind of call: exact bytes, the same on every rank where sizes divide.
+std::string comm_summary(const dist::Tape& tape, std::int64_t steps) {
+  std::string text = fmt::format("{:<12} {:<15} {:>8} {:>14} {:>16} {:>10}", "group", "operation", "calls",
+                                 "bytes", "bytes a step", "seconds");
+  std::int64_t bytes = 0;
+  for (const dist::TapeTotal& total : tape.totals()) {
+    text += fmt::format("\n{:<12} {:<15} {:>8} {:>14} {:>16} {:>10.3f}", total.group, dist::name(total.op),
+                        with_commas(total.calls), with_commas(total.sent_bytes),
+                        with_commas(total.sent_bytes / std::max<std::int64_t>(steps, 1)), total.seconds);
+    bytes += total.sent_bytes;
+  }
+  return text + fmt::format("\n{:<12} {:<15} {:>8} {:>14}", "all", "", "", with_commas(bytes));
 }
 
 std::string describe(const Evaluation& result, std::int64_t step) {
@@ -111,9 +128,9 @@ void train(const TrainOptions& options, dist::Job& job) {
   job.on_root([&] { claim_output_folder(options, corpus.tokenizer); });
   data::Metadata resumed;
   if (options.resume && dist::has_checkpoint(options.out)) {
-    const dist::Checkpoint checkpoint = dist::load_checkpoint(options.out);
+    const dist::CheckpointReader checkpoint(options.out);
     trainer.restore(checkpoint);
-    resumed = checkpoint.metadata;
+    resumed = checkpoint.metadata();
   }
   const std::int64_t first_step = trainer.steps_done();
 
@@ -139,16 +156,19 @@ void train(const TrainOptions& options, dist::Job& job) {
                            options.config.steps_per_print);
 
   const auto validate = [&] {
-    const Evaluation result = evaluate(trainer.model(), corpus.validation, job.world(),
-                                       {.seq = trainer.seq(), .max_tokens = options.eval_tokens, .stop = [&] {
-                                          return job.stop_requested();
-                                        }});
+    const WindowLosses losses = [&](auto inputs, auto targets, std::int64_t rows) {
+      return trainer.engine().evaluate(inputs, targets, rows);
+    };
+    const Evaluation result =
+        evaluate(losses, trainer.model().context(), corpus.validation, trainer.mesh().group(MeshAxis::kDp),
+                 {.seq = trainer.seq(), .max_tokens = options.eval_tokens, .stop = [&] {
+                    return job.agree_to_stop();
+                  }});
     if (!result.stopped) progress.note(describe(result, trainer.steps_done()));
   };
   std::int64_t saved_step = first_step == 0 ? -1 : first_step;
   const auto save = [&] {
-    job.on_root(
-        [&] { dist::save_checkpoint(options.out, trainer.checkpoint(), static_cast<int>(options.keep)); });
+    dist::save_checkpoint(options.out, trainer.checkpoint(), job.world(), static_cast<int>(options.keep));
     saved_step = trainer.steps_done();
   };
 
@@ -178,6 +198,7 @@ void train(const TrainOptions& options, dist::Job& job) {
     if (log_failure) std::rethrow_exception(log_failure);
   });
   if (!stopped) validate();
+  if (options.comm_summary) job.log(comm_summary(job.tape(), trainer.steps_done() - first_step));
   job.log(stopped ? fmt::format("stopped after step {}; saved in {}, go on with --resume",
                                 with_commas(trainer.steps_done()), options.out.string())
                   : fmt::format("saved in {}", options.out.string()));

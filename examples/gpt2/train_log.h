@@ -9,27 +9,12 @@
 #include <string>
 #include <vector>
 
+#include "dist/engine.h"
 #include "examples/gpt2/train_options.h"
-#include "tensor/memory.h"
 
 namespace gpt2 {
 
-/// What is known of one step, the same on every rank but for the times.
-struct StepReport {
-  std::int64_t step = 0;   ///< from 1: steps done with this one
-  double loss = 0.0;       ///< mean over the tokens of the global batch, before the update
-  double grad_norm = 0.0;  ///< before clipping
-  double lr = 0.0;
-  double seconds = 0.0;
-  std::int64_t tokens = 0;  ///< of the global batch
-  std::array<std::int64_t, tessera::kNumMemoryCategories>
-      peak_bytes{};                                ///< of the rank with the largest total
-  std::int64_t peak_total_bytes = 0;               ///< peak of that rank's sum; at most the sum of its peaks
-  std::map<std::string, std::int64_t> sent_bytes;  ///< by group, of rank 0
-  bool skipped = false;                            ///< f16: gradients overflowed, no update
-  bool stop = false;                               ///< a rank was asked to stop
-  [[nodiscard]] double tokens_per_second() const { return static_cast<double>(tokens) / seconds; }
-};
+using tessera::dist::StepReport;
 
 /// Appends one record a step to a file, as JSON lines or as CSV, and leaves it whole at every moment: a
 /// record is one write.

@@ -5,7 +5,6 @@
 #include <CLI/CLI.hpp>
 #include <limits>
 #include <map>
-#include <set>
 #include <type_traits>
 #include <vector>
 
@@ -30,13 +29,13 @@ const std::map<std::string, Progress> kProgress{{"auto", Progress::kAuto},
 // What one source says, the command line or the config file; the other may say the rest.
 struct Flags {
   std::string config;
-  std::optional<std::string> data, out, model, dtype, log, csv, progress;
+  std::optional<std::string> data, out, model, dtype, log, csv, progress, mesh, recompute;
   std::optional<std::int64_t> steps, batch, micro_batch, seq, warmup, eval_every, eval_tokens, save_every,
       keep;
   std::optional<double> lr, min_lr, weight_decay, clip, dropout;
   std::optional<std::uint64_t> seed;
-  std::optional<int> ranks, threads;
-  bool recompute = false, resume = false;
+  std::optional<int> ranks, threads, zero;
+  bool resume = false, comm_summary = false;
 };
 
 void add_options(CLI::App& app, Flags& flags) {
@@ -71,8 +70,12 @@ void add_options(CLI::App& app, Flags& flags) {
       ->group(kGroupModel);
   app.add_option("--dropout", flags.dropout, "Probability of dropping an activation [0]")->group(kGroupModel);
   app.add_option("--dtype", flags.dtype, "f32, bf16 (with f32 masters) or f64 [f32]")->group(kGroupModel);
-  app.add_flag("--recompute", flags.recompute,
-               "Keep block inputs only and run blocks again in backward: less memory")
+  app.add_option(
+         "--recompute", flags.recompute,
+         "Run blocks again in backward, to keep less: full (what the bare flag means), selective (what is "
+         "cheap), none [none]")
+      ->expected(0, 1)
+      ->type_name("MODE")
       ->group(kGroupModel);
 
   const char* const kGroupBatch = "Batch and learning rate";
@@ -93,6 +96,15 @@ void add_options(CLI::App& app, Flags& flags) {
   app.add_option("--ranks", flags.ranks, "Ranks as threads of this process; not under mpiexec [1]")
       ->group(kGroupRanks);
   app.add_option("--threads", flags.threads, "Threads of each rank [cores / ranks]")->group(kGroupRanks);
+  app.add_option(
+         "--mesh", flags.mesh,
+         "What ranks are for: dp (samples), tp (layers cut), cp (sequences cut), as dp=2,tp=2 [all dp]")
+      ->type_name("AXES")
+      ->group(kGroupRanks);
+  app.add_option("--zero", flags.zero,
+                 "What data ranks share out: 1 optimizer state, 2 gradients too, 3 parameters too [0]")
+      ->check(CLI::Range(0, 3))
+      ->group(kGroupRanks);
 
   const char* const kGroupReports = "Reports";
   app.add_option("--eval-every", flags.eval_every, "Steps between validation losses; 0: only at the end [0]")
@@ -101,6 +113,8 @@ void add_options(CLI::App& app, Flags& flags) {
       ->group(kGroupReports);
   app.add_option("--log", flags.log, "JSON lines, one object a step")
       ->type_name("FILE")
+      ->group(kGroupReports);
+  app.add_flag("--comm-summary", flags.comm_summary, "A table of what rank 0 sent, at the end")
       ->group(kGroupReports);
   app.add_option("--csv", flags.csv, "The same as a table")->type_name("FILE")->group(kGroupReports);
   app.add_option("--progress", flags.progress,
@@ -194,8 +208,18 @@ void apply_flags(const Flags& flags, TrainOptions& options) {
   if (flags.ranks) options.job.ranks = flags.ranks;
   if (flags.threads) options.job.threads = flags.threads;
   using Mode = Config::Recompute::Mode;
-  if (flags.recompute) options.config.recompute.mode = Mode::kFull;
-  options.recompute = options.config.recompute.mode != Mode::kNone;
+  static const std::map<std::string, Mode> kModes{
+      {"none", Mode::kNone}, {"selective", Mode::kSelective}, {"full", Mode::kFull}};
+  if (flags.recompute) {
+    options.config.recompute.mode =
+        flags.recompute->empty() ? Mode::kFull : choose("recompute", kModes, *flags.recompute);
+  }
+  if (flags.mesh) {
+    options.config.mesh = tessera::dist::MeshShape::parse(*flags.mesh);
+    options.config.dp_given = flags.mesh->find("dp") != std::string::npos;
+  }
+  set_if(options.config.zero.stage, flags.zero);
+  options.comm_summary = options.comm_summary || flags.comm_summary;
   options.resume = options.resume || flags.resume;
   if (flags.dtype) options.config.dtype = choose("dtype", kDTypes, *flags.dtype);
   if (flags.progress) options.progress = choose("progress", kProgress, *flags.progress);
@@ -205,26 +229,7 @@ void require(bool condition, const char* setting, const char* expected, double v
   if (!condition) throw ConfigError(fmt::format("{}: expected {}, got {}", setting, expected, value));
 }
 
-// This program's step is data parallelism alone.
-void refuse_what_the_trainer_lacks(const Config& config) {
-  const auto refuse = [](const char* setting) {
-    throw ConfigError(fmt::format("gpt2_train: {} is not supported yet; leave it out", setting));
-  };
-  for (const tessera::MeshAxis axis : tessera::kMeshAxes) {
-    if (axis != tessera::MeshAxis::kDp && config.mesh[axis] > 1) refuse("a mesh of other axes than dp");
-  }
-  if (config.zero.stage > 0) refuse("zero_optimization.stage above 0");
-  const Config::Recompute& recompute = config.recompute;
-  if (recompute.mode == Config::Recompute::Mode::kSelective) refuse("\"recompute\": \"selective\"");
-  if (recompute.number_checkpoints > 0 || recompute.partition_activations || recompute.cpu_checkpointing) {
-    refuse("activation_checkpointing's choice of inputs");
-  }
-  static const std::set<std::string> kOptimizers{"AdamW", "Adam", "SGD"};
-  if (!kOptimizers.contains(config.optimizer.type)) refuse("an optimizer other than AdamW, Adam and SGD");
-}
-
 void check(const TrainOptions& options) {
-  refuse_what_the_trainer_lacks(options.config);
   const auto number = [](std::int64_t value) { return static_cast<double>(value); };
   require(options.steps >= 1, "steps", "at least 1", number(options.steps));
   require(options.warmup >= -1, "warmup", "a number of steps from 0", number(options.warmup));

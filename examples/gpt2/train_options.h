@@ -36,8 +36,8 @@ struct TrainOptions {
   std::int64_t eval_tokens = 65536;  ///< of the validation file that are looked at each time; 0: all
   std::int64_t save_every = 0;       ///< 0: only at the end
   std::int64_t keep = 2;             ///< checkpoints
-  bool recompute = false;
   bool resume = false;
+  bool comm_summary = false;  ///< a table of what was sent, at the end
   std::filesystem::path log;  ///< JSON lines; empty: none
   std::filesystem::path csv;
   Progress progress = Progress::kAuto;

@@ -5,13 +5,11 @@
 #include "data/sampler.h"
 #include "data/token_file.h"
 #include "dist/checkpoint.h"
-#include "dist/data_parallel.h"
+#include "dist/engine.h"
 #include "dist/job.h"
 #include "examples/gpt2/train_log.h"
 #include "examples/gpt2/train_options.h"
 #include "nn/language_model.h"
-#include "optim/loss_scale.h"
-#include "optim/optimizer.h"
 
 namespace gpt2 {
 
@@ -36,42 +34,34 @@ class Trainer {
   /// One optimizer step on the next global batch. A collective.
   /// Errors   NonFiniteError that names the first tensor that is not finite, and its layer.
   StepReport step();
-  [[nodiscard]] std::int64_t steps_done() const noexcept { return steps_done_; }
+  [[nodiscard]] std::int64_t steps_done() const noexcept { return engine_->steps_done(); }
   /// The next step's report says `stop` on every rank.
-  void request_stop() noexcept { stop_requested_ = true; }
+  void request_stop() noexcept { engine_->request_stop(); }
 
   [[nodiscard]] tessera::nn::LanguageModel& model() noexcept { return *model_; }
-  [[nodiscard]] tessera::optim::Optimizer& optimizer() noexcept { return *optimizer_; }
-  [[nodiscard]] const tessera::dist::BatchSizes& batch() const noexcept { return batch_; }
+  /// Elements of all parameters, whole.
+  [[nodiscard]] std::int64_t num_parameters() const noexcept { return num_parameters_; }
+  [[nodiscard]] tessera::dist::Engine& engine() noexcept { return *engine_; }
+  [[nodiscard]] const tessera::dist::Mesh& mesh() const noexcept { return *mesh_; }
+  [[nodiscard]] const tessera::dist::BatchSizes& batch() const noexcept { return engine_->batch(); }
   [[nodiscard]] std::int64_t seq() const noexcept { return plan_.seq_len; }
 
-  /// All that it takes to go on; the tensors are those in use.
-  [[nodiscard]] tessera::dist::Checkpoint checkpoint();
-  /// Goes on from a checkpoint, made with any number of ranks.
+  /// All that it takes to go on, tensor by tensor: for save_checkpoint.
+  [[nodiscard]] tessera::dist::CheckpointSources checkpoint();
+  /// Goes on from a checkpoint that any layout wrote.
   /// Errors   DataError if it belongs to another model or vocabulary; nothing is changed then.
-  void restore(const tessera::dist::Checkpoint& checkpoint);
+  void restore(const tessera::dist::CheckpointReader& checkpoint);
 
  private:
-  /// Forward and backward of one micro-batch; returns its sum of losses.
-  double accumulate_micro_batch(std::int64_t micro_batch);
-  [[nodiscard]] bool update(StepReport& report);
-  void share_figures(StepReport& report, double loss_sum);
-  [[nodiscard]] std::map<std::string, std::int64_t> sent_bytes_by_group() const;
-
   const TrainOptions& options_;
   tessera::dist::Job& job_;
   const tessera::data::TokenFile& tokens_;
-  tessera::dist::BatchSizes batch_;
+  tessera::dist::Config config_;
   tessera::data::BatchPlan plan_;
-  tessera::optim::Schedule schedule_;
-  std::shared_ptr<tessera::dist::Communicator> group_;  // carries gradients
+  std::unique_ptr<tessera::dist::Mesh> mesh_;
   std::unique_ptr<tessera::nn::LanguageModel> model_;
-  std::unique_ptr<tessera::optim::Optimizer> optimizer_;
-  std::unique_ptr<tessera::dist::DataParallel> parallel_;
-  tessera::optim::LossScaler scaler_;
-  std::int64_t steps_done_ = 0;
-  bool stop_requested_ = false;
-  std::map<std::string, std::int64_t> sent_before_;  // this step
+  std::int64_t num_parameters_ = 0;
+  std::unique_ptr<tessera::dist::Engine> engine_;
 };
 
 }  // namespace gpt2

@@ -18,10 +18,16 @@ constexpr Layout kThreads[] = {{"accumulation", "", "--micro-batch 2"},
                                {"2 ranks, accumulation", "", "--ranks 2 --micro-batch 2"},
                                {"3 ranks", "", "--ranks 3"},
                                {"4 ranks, accumulation", "", "--ranks 4 --micro-batch 1"},
-                               {"12 ranks", "", "--ranks 12"}};
+                               {"12 ranks", "", "--ranks 12"},
+                               {"ZeRO-3", "", "--ranks 2 --zero 3 --recompute selective"},
+                               {"tensor parallel", "", "--ranks 3 --mesh tp=3 --recompute"},
+                               {"data and tensor parallel", "", "--ranks 4 --mesh dp=2,tp=2 --zero 2"},
+                               {"context parallel", "", "--ranks 2 --mesh cp=2 --zero 3"},
+                               {"all three", "", "--ranks 8 --mesh dp=2,cp=2,tp=2 --zero 1 --micro-batch 2"}};
 constexpr Layout kMpi[] = {{"mpiexec -n 2", "mpiexec -n 2", ""},
                            {"mpiexec -n 2, accumulation", "mpiexec -n 2", "--micro-batch 3"},
-                           {"mpiexec -n 4", "mpiexec -n 4", "--micro-batch 1"}};
+                           {"mpiexec -n 4", "mpiexec -n 4", "--micro-batch 1"},
+                           {"mpiexec -n 4, two axes", "mpiexec -n 4", "--mesh dp=2,tp=2 --zero 3"}};
 
 class Layouts : public Workplace {
  protected:
@@ -80,6 +86,34 @@ TEST_F(Layouts, UnderMpiGiveTheLossesAndWeightsOfOneRankInF64) {
 TEST_F(Layouts, UnderMpiGiveTheLossesAndWeightsOfOneRankInF32) {
   if (!has_mpi()) GTEST_SKIP() << "built without MPI";
   compare({std::begin(kMpi), std::end(kMpi)}, "f32", 1e-6, 1e-4);
+}
+
+// A checkpoint is of whole tensors: what one layout saves, any other goes on from.
+TEST_F(Layouts, GoOnFromWhatAnotherLayoutSaved) {
+  const std::string settings =
+      "--batch 12 --lr 0.01 --warmup 0 --min-lr 0.01 --dropout 0.2 --eval-tokens 64 "
+      "--progress none --dtype f64 ";
+  ASSERT_EQ(run(train("--out alone --steps 6 --log alone.jsonl " + settings)).status, 0);
+  const auto expected = read_log("alone.jsonl");
+  ASSERT_EQ(run(train("--out out --steps 2 --log out.jsonl --ranks 4 --mesh dp=2,tp=2 --zero 3 " + settings))
+                .status,
+            0);
+  ASSERT_EQ(
+      run(train("--out out --steps 4 --log out.jsonl --ranks 3 --mesh cp=3 --zero 1 --resume " + settings))
+          .status,
+      0);
+  const Outcome last = run(
+      train("--out out --steps 6 --log out.jsonl --resume --comm-summary --ranks 2 --zero 2 " + settings));
+  ASSERT_EQ(last.status, 0) << last.all();
+  EXPECT_NE(last.out.find("reduce_scatter"), std::string::npos) << last.out;
+  const auto steps = read_log("out.jsonl");
+  ASSERT_EQ(steps.size(), expected.size());
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    const double ours = steps[i]["loss"], theirs = expected[i]["loss"];
+    EXPECT_NEAR(ours, theirs, 1e-10 * theirs) << "step " << i + 1;
+  }
+  const Difference between = difference(read_weights("alone"), read_weights("out"));
+  EXPECT_LE(between.largest, 1e-10 * between.scale);
 }
 
 TEST_F(Layouts, HaveTheSameLossesWithoutABatchSizeGiven) {

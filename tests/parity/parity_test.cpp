@@ -42,8 +42,8 @@ void expect_equal(const std::string& model, const std::string& text) {
   const TrainingRun run{.model = model, .config = layout(text)};
   Result trained = run_on_threads(run), alone = reference(model, run.config);
   if (run.config.optimizer.type == "Lion") {
-    // Lion steps by the sign of a gradient. That of the keys' biases is 0 but for rounding, since softmax does
-    // not see what all keys have in common: its sign is that of the rounding, and no loss depends on it.
+    // Lion steps by the sign of a gradient. That of the keys' biases is 0 but for rounding, since softmax
+    // does not see what all keys have in common: its sign is the rounding's, and no loss depends on it.
     for (Result* result : {&trained, &alone})
       std::erase_if(result->weights,
                     [](const auto& weight) { return weight.first.ends_with("c_attn.bias"); });
