@@ -157,6 +157,14 @@ void Engine::set_context(std::int64_t first_sample) const {
   context.sequence_length = seq_;
 }
 
+// What comes after a step, generation say, has whole sequences again.
+void Engine::clear_context() {
+  RankContext& context = RankContext::current();
+  context.sample_offset = 0;
+  context.token_positions = nullptr;
+  context.sequence_length = 0;
+}
+
 Tensor Engine::loss_sum(const Tensor& ids, const Tensor& targets) {
   return vocab_parallel_cross_entropy(model_.logits(ids), targets, model_.vocab(), mesh_, kTp,
                                       {.reduction = Reduction::kSum});
@@ -208,6 +216,7 @@ StepReport Engine::step() {
   report.skipped = !update(report);
   parts_->zero->zero_gradients();
   report.step = ++steps_done_;
+  clear_context();
   share_figures(report);
   report.seconds = now() - started_;
   return report;
@@ -273,6 +282,7 @@ Engine::LossSum Engine::evaluate(std::span<const std::int64_t> inputs, std::span
   set_context(0);
   double sum = loss_sum(own_tokens(inputs, count), own_tokens(targets, count)).item();
   model_.train(was_training);
+  clear_context();
   mesh_.group(kCp).all_reduce(buffer_of(std::span(&sum, 1)));
   return {.sum = sum, .targets = std::ranges::count_if(targets, [](auto t) { return t != kIgnoredTarget; })};
 }

@@ -150,6 +150,7 @@ class Engine {
   [[nodiscard]] Tensor loss_sum(const Tensor& ids, const Tensor& targets);
   [[nodiscard]] Tensor own_tokens(std::span<const std::int64_t> values, std::int64_t count) const;
   void set_context(std::int64_t first_sample) const;
+  static void clear_context();
   [[nodiscard]] std::string find_culprit(const MicroBatch& micro_batch);
   [[nodiscard]] bool update(StepReport& report);
   void share_figures(StepReport& report);
