@@ -71,12 +71,14 @@ Work::~Work() { settle(); }
 
 void Work::wait() {
   if (operation_ == nullptr) return;
+  const auto start = std::chrono::steady_clock::now();
   try {
     operation_->wait();
   } catch (...) {
     finish();
     throw;
   }
+  tape_->waited(ticket_, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   finish();
 }
 

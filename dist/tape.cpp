@@ -85,6 +85,14 @@ std::uint64_t Tape::begin(TapeEntry entry) {
   return ticket;
 }
 
+void Tape::waited(std::uint64_t ticket, double seconds) noexcept {
+  const std::lock_guard lock(mutex_);
+  if (ticket + capacity_ < next_ticket_) return;  // as in end()
+  const TapeEntry& entry = entries_[ticket % capacity_];
+  const auto total = totals_.find({entry.group, entry.op});
+  if (total != totals_.end()) total->second.wait_seconds += seconds;
+}
+
 void Tape::end(std::uint64_t ticket) noexcept {
   const std::lock_guard lock(mutex_);
   if (ticket + capacity_ < next_ticket_)

@@ -69,7 +69,8 @@ struct TapeTotal {
   std::int64_t calls = 0;
   std::int64_t elements = 0;
   std::int64_t sent_bytes = 0;
-  double seconds = 0.0;  ///< from start to completion, summed: calls that overlap count twice
+  double seconds = 0.0;       ///< from start to completion, summed: calls that overlap count twice
+  double wait_seconds = 0.0;  ///< that the rank stood still for them: communication that nothing hid
 };
 
 /// A rank's record of its communication: exact byte ledger, and flight recorder of the latest calls.
@@ -87,6 +88,8 @@ class Tape {
 
   /// Records the start of a call and returns its ticket. `start_seconds` is filled in here.
   std::uint64_t begin(TapeEntry entry);
+  /// Records that the rank has waited for the call, before it ends.
+  void waited(std::uint64_t ticket, double seconds) noexcept;
   /// Records its completion.
   void end(std::uint64_t ticket) noexcept;
 

@@ -105,12 +105,12 @@ void print_overview(const TrainOptions& options, dist::Job& job, Trainer& traine
 // What rank 0 sent, by group and kind of call: exact bytes, the same on every rank where sizes divide.
 std::string comm_summary(const dist::Tape& tape, std::int64_t steps) {
   std::string text = fmt::format("{:<12} {:<15} {:>8} {:>14} {:>16} {:>10}", "group", "operation", "calls",
-                                 "bytes", "bytes a step", "seconds");
+                                 "bytes", "bytes a step", "waited s");
   std::int64_t bytes = 0;
   for (const dist::TapeTotal& total : tape.totals()) {
     text += fmt::format("\n{:<12} {:<15} {:>8} {:>14} {:>16} {:>10.3f}", total.group, dist::name(total.op),
                         with_commas(total.calls), with_commas(total.sent_bytes),
-                        with_commas(total.sent_bytes / std::max<std::int64_t>(steps, 1)), total.seconds);
+                        with_commas(total.sent_bytes / std::max<std::int64_t>(steps, 1)), total.wait_seconds);
     bytes += total.sent_bytes;
   }
   return text + fmt::format("\n{:<12} {:<15} {:>8} {:>14}", "all", "", "", with_commas(bytes));

@@ -5,7 +5,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <thread>
+
+#include "dist/job.h"
 
 namespace tessera::dist {
 namespace {
@@ -123,6 +126,35 @@ TEST(Tape, MayBeReadWhileItIsWritten) {
   for (std::uint64_t i = 0; i < 5000; ++i) tape.end(tape.begin(entry(i)));
   reader.join();
   EXPECT_EQ(tape.total_sent_bytes(), 50000);
+}
+
+// What a rank stands still for is told apart from what is under way while it computes.
+TEST(Tape, CountsTheTimeThatARankWaits) {
+  using namespace std::chrono_literals;
+  run_thread_ranks(2, [](Job& job) {
+    std::vector<float> x(4, 1.0f);
+    job.world().barrier();
+    job.tape().reset_totals();
+    if (job.rank() == 1) std::this_thread::sleep_for(100ms);
+    job.world().all_reduce(buffer_of(x));  // rank 0 waits for rank 1
+    const auto waited = [&job] {
+      double seconds = 0.0;
+      for (const TapeTotal& total : job.tape().totals()) seconds += total.wait_seconds;
+      return seconds;
+    };
+    if (job.rank() == 0) {
+      EXPECT_GE(waited(), 0.05);
+    }
+
+    job.world().barrier();
+    job.tape().reset_totals();
+    Work work = job.world().all_reduce_async(buffer_of(x));
+    std::this_thread::sleep_for(100ms);  // hides it
+    work.wait();
+    const TapeTotal total = job.tape().totals().front();
+    EXPECT_GE(total.seconds, 0.09);
+    EXPECT_LT(total.wait_seconds, total.seconds - 0.05);
+  });
 }
 
 }  // namespace
