@@ -20,7 +20,7 @@ namespace tessera::optim {
 /// How long the step of a matrix [M, N] is, besides lr.
 enum class MuonScale : std::uint8_t {
   kSpectral,  ///< √max(1, M/N): Jordan et al., 2024
-  kAdamRms,  ///< 0.2 √max(M, N): elements move about as far as AdamW's, one lr for both (Liu et al., 2025)
+  kAdamRms,   ///< 0.2 √max(M, N): elements move about as far as AdamW's, one lr for both (Liu et al., 2025)
 };
 
 /// Names that Muon leaves to AdamW in transformers: biases and gains of norms, embeddings (`wte`, `wpe`,
