@@ -13,6 +13,7 @@
 #include "dist/job.h"
 #include "kernels/error.h"
 #include "tensor/create.h"
+#include "tests/largest_difference.h"
 
 namespace tessera::dist {
 namespace {
@@ -25,12 +26,6 @@ Tensor whole(const std::string& stream, const Shape& shape) {
 Tensor piece(const Tensor& x, int dim, const Communicator& group) {
   const std::int64_t begin = shard_begin(x.dim(dim), group.size(), group.rank());
   return x.slice(dim, begin, begin + shard_size(x.dim(dim), group.size(), group.rank()));
-}
-
-double largest_difference(const Tensor& a, const Tensor& b) {
-  EXPECT_EQ(a.shape(), b.shape());
-  if (a.shape() != b.shape() || a.num_elements() == 0) return a.shape() == b.shape() ? 0.0 : INFINITY;
-  return max(abs(a - b)).item();
 }
 
 // A few sums of products in f64 of numbers about 1: differences beyond this are no rounding.

@@ -20,6 +20,7 @@
 #include "kernels/error.h"
 #include "nn/nn.h"
 #include "tensor/create.h"
+#include "tests/largest_difference.h"
 
 namespace tessera::dist {
 namespace {
@@ -28,12 +29,6 @@ const int kRankCounts[] = {1, 2, 3, 4};
 
 // A few dozen products in f64 of numbers about 1, summed in another order: beyond this is no rounding.
 constexpr double kRounding = 1e-12;
-
-double largest_difference(const Tensor& a, const Tensor& b) {
-  EXPECT_EQ(a.shape(), b.shape());
-  if (a.shape() != b.shape() || a.num_elements() == 0) return a.shape() == b.shape() ? 0.0 : INFINITY;
-  return max(abs(a - b)).item();  // NaN is not less than any bound
-}
 
 Tensor leaf(const Tensor& x) { return x.detach().clone().set_requires_grad(); }
 

@@ -17,6 +17,7 @@
 #include "optim/muon.h"
 #include "optim/sgd.h"
 #include "tensor/create.h"
+#include "tests/largest_difference.h"
 
 namespace tessera::dist {
 namespace {
@@ -172,7 +173,7 @@ double largest_difference(const OptimizerCase& c, const std::vector<std::vector<
       const std::vector<double> got = pieces[i].second.to_vector<double>();
       const std::vector<double> want =
           exchange->piece(pieces[i].first, expected[static_cast<std::size_t>(step)][i]).to_vector<double>();
-      for (std::size_t k = 0; k < got.size(); ++k) largest = std::max(largest, std::abs(got[k] - want[k]));
+      for (std::size_t k = 0; k < got.size(); ++k) largest = std::max(largest, distance(got[k], want[k]));
     }
   }
   return largest;

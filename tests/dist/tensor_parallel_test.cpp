@@ -20,6 +20,7 @@
 #include "nn/sequential.h"
 #include "tensor/context.h"
 #include "tensor/create.h"
+#include "tests/largest_difference.h"
 
 namespace tessera::dist {
 namespace {
@@ -74,11 +75,6 @@ MeshShape tp_mesh(int ranks) {
   MeshShape shape;
   shape.set(kTp, ranks);
   return shape;
-}
-
-double largest_difference(const Tensor& a, const Tensor& b) {
-  EXPECT_EQ(a.shape(), b.shape());
-  return a.num_elements() == 0 ? 0.0 : max(abs(a.detach() - b.detach())).item();
 }
 
 std::unique_ptr<nn::LanguageModel> on_meta(const std::string& spec) {

@@ -11,6 +11,7 @@
 #include "dist/job.h"
 #include "kernels/error.h"
 #include "tensor/create.h"
+#include "tests/largest_difference.h"
 
 namespace tessera::dist {
 namespace {
@@ -37,11 +38,6 @@ Tensor own_rows(const Tensor& x, int dim, const Mesh& mesh) {
   return x.slice(dim, begin, begin + shard_size(x.dim(dim), mesh.size(kTp), mesh.index(kTp)))
       .detach()
       .clone();
-}
-
-double largest_difference(const Tensor& a, const Tensor& b) {
-  EXPECT_EQ(a.shape(), b.shape());
-  return a.num_elements() == 0 ? 0.0 : max(abs(a.detach() - b.detach())).item();
 }
 
 class VocabParallel : public ::testing::TestWithParam<int> {};

@@ -12,6 +12,7 @@
 #include "data/safetensors.h"
 #include "tests/data/temporary_folder.h"
 #include "tests/examples/child.h"
+#include "tests/largest_difference.h"
 
 #ifndef TESSERA_MPIEXEC
 #define TESSERA_MPIEXEC ""
@@ -117,7 +118,7 @@ inline Difference difference(const NamedTensors& a, const NamedTensors& b) {
     const auto x = a[i].second.to_vector<double>(), y = b[i].second.to_vector<double>();
     EXPECT_EQ(x.size(), y.size()) << a[i].first;
     for (std::size_t j = 0; j < std::min(x.size(), y.size()); ++j) {
-      result.largest = std::max(result.largest, std::fabs(x[j] - y[j]));
+      result.largest = std::max(result.largest, distance(x[j], y[j]));
       result.scale = std::max(result.scale, std::fabs(x[j]));
     }
   }

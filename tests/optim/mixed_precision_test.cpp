@@ -16,18 +16,12 @@
 #include "optim/sgd.h"
 #include "tensor/context.h"
 #include "tensor/create.h"
+#include "tests/largest_difference.h"
 
 namespace tessera::optim {
 namespace {
 
 constexpr double kRoundoff = 1.0 / 256;  // bf16 keeps 8 bits: rounding changes a number by this part at most
-
-double largest_difference(const Tensor& a, const Tensor& b) {
-  const std::vector<double> x = a.to_vector<double>(), y = b.to_vector<double>();
-  double largest = 0.0;
-  for (std::size_t i = 0; i < x.size(); ++i) largest = std::max(largest, std::fabs(x[i] - y[i]));
-  return largest;
-}
 
 Tensor identity(std::int64_t n, DType dtype) {
   Tensor x = zeros({n, n});

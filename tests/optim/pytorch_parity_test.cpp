@@ -7,6 +7,7 @@
 
 #include "optim/adam.h"
 #include "optim/sgd.h"
+#include "tests/largest_difference.h"
 #include "tests/optim/parameters.h"
 #include "tests/optim/pytorch_values.h"
 
@@ -69,7 +70,7 @@ double largest_difference(const Case& c, const reference::PyTorchValues& expecte
     const std::vector<double> got = parameters[s].to_vector<double>();
     const std::vector<double>& want = expected.after_20_steps[s];
     EXPECT_EQ(got.size(), want.size());
-    for (std::size_t i = 0; i < want.size(); ++i) largest = std::max(largest, std::abs(got[i] - want[i]));
+    for (std::size_t i = 0; i < want.size(); ++i) largest = std::max(largest, distance(got[i], want[i]));
   }
   return largest;
 }

@@ -72,7 +72,7 @@ struct Difference {
 };
 [[nodiscard]] Difference compare(const Result& a, const Result& b);
 
-/// Reads "dp=2,tp=2 zero=3 accumulate=2 recompute=full sp ulysses f32 ...": a row of the table.
+/// Reads "dp=2,tp=2 zero=3 pass=2 recompute=full sp ulysses f32 ...": a row of the table.
 [[nodiscard]] Config layout(const std::string& text);
 
 }  // namespace tessera::dist::parity
