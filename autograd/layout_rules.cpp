@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "autograd/graph.h"
 #include "kernels/error.h"
@@ -76,25 +77,24 @@ void refuse_invariant(const char* operation, MeshAxis axis, const Part& part, In
 
 // Of S(d) and of R: what all inputs must agree on where none is a partial sum.
 AxisLayout whole_or_sharded(const char* operation, MeshAxis axis, Inputs inputs, int result_dims) {
-  const Part* sharded = nullptr;
+  std::optional<Part> sharded;
   bool any_replicated = false;
-  std::vector<Part> parts;
-  for (const Input& input : inputs) parts.emplace_back(input, axis);
-  for (const Part& part : parts) {
+  for (const Input& input : inputs) {
+    const Part part(input, axis);
     any_replicated = any_replicated || part.on_axis.is_replicated();
     if (!part.on_axis.is_sharded()) continue;
-    if (sharded != nullptr && sharded->from_last != part.from_last) {
+    if (sharded && sharded->from_last != part.from_last) {
       refuse(operation, axis,
              fmt::format("{} and {} are cut along different dimensions: dist::all_to_all or dist::all_gather "
                          "must bring them together",
                          sharded->name, part.name),
              inputs);
     }
-    if (sharded == nullptr || !part.on_axis.in_order()) sharded = &part;
+    if (!sharded || !part.on_axis.in_order()) sharded = part;
   }
-  if (sharded == nullptr && !any_replicated) return AxisLayout::invariant();
-  for (const Part& part : parts) refuse_invariant(operation, axis, part, inputs);
-  if (sharded == nullptr) return AxisLayout::replicated();
+  if (!sharded && !any_replicated) return AxisLayout::invariant();
+  for (const Input& input : inputs) refuse_invariant(operation, axis, Part(input, axis), inputs);
+  if (!sharded) return AxisLayout::replicated();
   return AxisLayout::sharded(sharded->from_last + result_dims, sharded->on_axis.in_order());
 }
 
@@ -107,15 +107,13 @@ int result_dims(Inputs inputs) {
 }
 
 AxisLayout sum_on(const char* operation, MeshAxis axis, Inputs inputs, int dims) {
-  const Part* partial = nullptr;
-  const Part* other = nullptr;
-  std::vector<Part> parts;
-  for (const Input& input : inputs) parts.emplace_back(input, axis);
-  for (const Part& part : parts) {
-    if (part.is_defined) (part.on_axis.is_partial() ? partial : other) = &part;
+  std::optional<Part> partial, other;
+  for (const Input& input : inputs) {
+    const Part part(input, axis);
+    if (part.is_defined) (part.on_axis.is_partial() ? partial : other) = part;
   }
-  if (partial == nullptr) return whole_or_sharded(operation, axis, inputs, dims);
-  if (other == nullptr) return AxisLayout::partial();
+  if (!partial) return whole_or_sharded(operation, axis, inputs, dims);
+  if (!other) return AxisLayout::partial();
   refuse(
       operation, axis,
       fmt::format("{} is a partial sum (P) and {} is not, so that {} would be added once on every rank: {}",

@@ -56,6 +56,11 @@ void Tensor::set_autograd_meta(std::shared_ptr<AutogradMeta> meta) {
 }
 
 Tensor& Tensor::set_layout(const Layout& layout) {
+  static_cast<void>(impl());  // checks
+  if (layout.is_invariant()) {
+    impl_->layout = layout;
+    return *this;
+  }
   for (const MeshAxis axis : kMeshAxes) {
     if (layout[axis].is_sharded() && layout[axis].dim() >= dims()) {
       throw IndexError(fmt::format("set_layout: {} has no dimension {} that could be cut on {}",
