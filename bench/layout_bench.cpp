@@ -12,14 +12,12 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <sstream>
 #include <thread>
 
 #include "autograd/grad_mode.h"
 #include "dist/engine.h"
 #include "dist/job.h"
-#include "kernels/error.h"
 #include "nn/model_factory.h"
 #include "tensor/context.h"
 

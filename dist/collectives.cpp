@@ -14,12 +14,6 @@
 namespace tessera::dist {
 namespace {
 
-Buffer buffer(Tensor& x) {
-  const kernels::View view = x.mutable_view();
-  return {view.data, view.num_elements(), view.dtype};
-}
-ConstBuffer const_buffer(const Tensor& x) { return {x.view().data, x.num_elements(), x.dtype()}; }
-
 void check_device(const char* operation, const Tensor& x, const Communicator& group) {
   if (x.device() == cpu || !group.moves_data()) return;
   throw DeviceError(fmt::format("{}: {} is on {}; only tensors with data can be sent", operation, describe(x),
@@ -78,13 +72,13 @@ Tensor gather(const Tensor& x, int dim, std::int64_t size, Communicator& group) 
   const int ranks = group.size();
   Tensor y = empty(with_size(x.shape(), dim, size), {.dtype = x.dtype(), .device = x.device()});
   if (dim == 0 && size % ranks == 0) {
-    group.all_gather(const_buffer(x.contiguous()), buffer(y));
+    group.all_gather(const_buffer_of(x.contiguous()), buffer_of(y));
     return y;
   }
   const Shape slot = with_size(x.shape(), dim, padded_size(size, group));
   Tensor mine = wire_buffer(1, slot, x), all = wire_buffer(ranks, slot, x);
   unpadded(mine.select(0, 0), dim, x.dim(dim)).copy_from(x);
-  group.all_gather(const_buffer(mine), buffer(all));
+  group.all_gather(const_buffer_of(mine), buffer_of(all));
   for (int r = 0; r < ranks; ++r) {
     piece(y, dim, size, group, r).copy_from(unpadded(all.select(0, r), dim, shard_size(size, ranks, r)));
   }
@@ -96,7 +90,7 @@ Tensor scatter(const Tensor& x, int dim, Communicator& group) {
   const std::int64_t size = x.dim(dim), own = shard_size(size, ranks, group.rank());
   Tensor y = empty(with_size(x.shape(), dim, own), {.dtype = x.dtype(), .device = x.device()});
   if (dim == 0 && size % ranks == 0) {
-    group.reduce_scatter(const_buffer(x.contiguous()), buffer(y));
+    group.reduce_scatter(const_buffer_of(x.contiguous()), buffer_of(y));
     return y;
   }
   const Shape slot = with_size(x.shape(), dim, padded_size(size, group));
@@ -104,14 +98,14 @@ Tensor scatter(const Tensor& x, int dim, Communicator& group) {
   for (int r = 0; r < ranks; ++r) {
     unpadded(all.select(0, r), dim, shard_size(size, ranks, r)).copy_from(piece(x, dim, size, group, r));
   }
-  group.reduce_scatter(const_buffer(all), buffer(mine));
+  group.reduce_scatter(const_buffer_of(all), buffer_of(mine));
   y.copy_from(unpadded(mine.select(0, 0), dim, own));
   return y;
 }
 
 Tensor sum(const Tensor& x, Communicator& group) {
   Tensor y = x.clone();
-  group.all_reduce(buffer(y));
+  group.all_reduce(buffer_of(y));
   return y;
 }
 
@@ -127,7 +121,7 @@ Tensor exchange(const Tensor& x, int split_dim, int concat_dim, std::int64_t con
              x.dim(concat_dim))
         .copy_from(piece(x, split_dim, split_size, group, r));
   }
-  group.all_to_all(const_buffer(out), buffer(in));
+  group.all_to_all(const_buffer_of(out), buffer_of(in));
   Tensor y = empty(with_size(with_size(x.shape(), split_dim, own), concat_dim, concat_size),
                    {.dtype = x.dtype(), .device = x.device()});
   for (int r = 0; r < ranks; ++r) {
@@ -167,6 +161,13 @@ bool is_cut_along(const Tensor& x, MeshAxis axis, int dim) {
 }
 
 }  // namespace
+
+ConstBuffer const_buffer_of(const Tensor& x) { return {x.view().data, x.num_elements(), x.dtype()}; }
+
+Buffer buffer_of(Tensor& x) {
+  const kernels::View view = x.mutable_view();
+  return {view.data, view.num_elements(), view.dtype};
+}
 
 std::int64_t shard_size(std::int64_t size, int num_ranks, int rank) noexcept {
   return size / num_ranks + (rank < size % num_ranks ? 1 : 0);

@@ -39,6 +39,11 @@
 
 namespace tessera::dist {
 
+/// The elements of a contiguous tensor, as a Communicator's calls take them. It borrows.
+[[nodiscard]] ConstBuffer const_buffer_of(const Tensor& x);
+/// The same to be written; counts as a change in place.
+[[nodiscard]] Buffer buffer_of(Tensor& x);
+
 /// Elements of rank `rank`'s piece when `size` of them are cut into `num_ranks`: ⌊size/R⌋, one more for the
 /// first size mod R.
 [[nodiscard]] std::int64_t shard_size(std::int64_t size, int num_ranks, int rank) noexcept;

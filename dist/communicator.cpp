@@ -319,11 +319,15 @@ std::shared_ptr<Communicator> Communicator::split(int color, int key, const std:
 
 std::shared_ptr<Communicator> Communicator::group_of(const std::vector<int>& members, const std::string& name,
                                                      Where where) {
+  return split(members.front(), place_among(members, name, where), name, where);
+}
+
+int Communicator::place_among(const std::vector<int>& members, const std::string& name, Where where) const {
   const auto me = std::find(members.begin(), members.end(), rank_);
   if (me == members.end())
     throw IndexError(fmt::format("group_of: rank {} is not a member of its own group '{}'", rank_, name),
                      where);
-  return split(members.front(), static_cast<int>(me - members.begin()), name, where);
+  return static_cast<int>(me - members.begin());
 }
 
 std::shared_ptr<Communicator> Communicator::alone(const std::string& name) const {

@@ -270,6 +270,10 @@ class Communicator {
                                                                  int new_rank, const detail::Call& call,
                                                                  const std::string& name) = 0;
 
+  /// This rank's place in a group that is to be called `name`.
+  /// Errors   IndexError if it is not among the members.
+  [[nodiscard]] int place_among(const std::vector<int>& members, const std::string& name, Where where) const;
+
   [[nodiscard]] const std::shared_ptr<Tape>& shared_tape() const noexcept { return tape_; }
   [[nodiscard]] const CommOptions& options() const noexcept { return options_; }
 

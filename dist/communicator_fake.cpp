@@ -31,14 +31,9 @@ class FakeCommunicator final : public Communicator {
 
   [[nodiscard]] std::shared_ptr<Communicator> group_of(const std::vector<int>& members,
                                                        const std::string& group, Where where) override {
-    const auto me = std::find(members.begin(), members.end(), rank());
-    if (me == members.end()) {
-      throw IndexError(fmt::format("group_of: rank {} is not a member of its own group '{}'", rank(), group),
-                       where);
-    }
     return std::make_shared<FakeCommunicator>(
-        Identity{static_cast<int>(me - members.begin()), static_cast<int>(members.size()), group},
-        shared_tape(), options());
+        Identity{place_among(members, group, where), static_cast<int>(members.size()), group}, shared_tape(),
+        options());
   }
 
  protected:

@@ -137,8 +137,7 @@ std::vector<MicroBatch> Engine::micro_batches(const SampleSource& source, std::i
         static_cast<double>(std::ranges::count_if(targets, [](auto t) { return t != kIgnoredTarget; }));
     result.push_back({.ids = own_tokens(inputs, rows),
                       .targets = own_tokens(targets, rows),
-                      .first_sample = begin + first,
-                      .is_last = i + 1 == passes});
+                      .first_sample = begin + first});
   }
   // The count by which the loss is divided is that of the whole batch: never a mean of means.
   // Ranks of one dp index have the same samples: one of them speaks.

@@ -4,7 +4,7 @@
 //
 //   nn::Gpt2 model(config);                                   // under DeviceScope(meta): no memory yet
 //   dist::Engine engine(model, settings, mesh);               // lays it out, materialises this rank's part
-//   while (engine.steps_done() < 1000) job.log(engine.train_step(source));
+//   while (engine.steps_done() < 1000) fmt::print("{}\n", engine.train_step(source).loss);
 //
 // and with every move visible, which is all that train_step does:
 //
@@ -52,7 +52,6 @@ struct MicroBatch {
   Tensor ids;                     ///< [b, T/cp]: dp S(0), cp S(1)
   Tensor targets;                 ///< the same
   std::int64_t first_sample = 0;  ///< of the step's global batch
-  bool is_last = false;
 };
 
 /// What is known of a step; the same on every rank, but for the times.
@@ -78,7 +77,7 @@ struct EngineOptions {
   Plan plan;
   std::vector<optim::ParameterGroup> groups = optim::no_decay_for_biases_and_norms();
   std::optional<optim::Schedule> schedule;  ///< default: the learning rate of the config, constant
-  /// Told the resolved configuration and the bytes that this rank is going to hold, before any is allocated.
+  /// Told the bytes that this rank is going to hold between steps, before any is allocated.
   std::function<void(const std::string& text)> announce;
   /// Micro-batches larger than this are cut where only the batch is given.
   std::int64_t largest_micro_batch = 8;
@@ -126,7 +125,6 @@ class Engine {
 
   // --- State
   [[nodiscard]] std::int64_t steps_done() const noexcept { return steps_done_; }
-  void set_steps_done(std::int64_t steps) noexcept { steps_done_ = steps; }
   /// The next step's report says `stop` on every rank.
   void request_stop() noexcept { stop_requested_ = true; }
   [[nodiscard]] const BatchSizes& batch() const noexcept { return batch_; }

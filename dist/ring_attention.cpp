@@ -13,6 +13,7 @@
 #include "autograd/graph.h"
 #include "autograd/kernel_layouts.h"
 #include "autograd/math.h"
+#include "dist/collectives.h"
 #include "kernels/error.h"
 #include "kernels/kernels.h"
 #include "tensor/context.h"
@@ -99,11 +100,11 @@ class Packet {
 };
 
 Work send(const Ring& ring, const Tensor& x, int tag) {
-  return ring.group->send_async({x.view().data, x.num_elements(), x.dtype()}, ring.next(), tag);
+  return ring.group->send_async(const_buffer_of(x), ring.next(), tag);
 }
 
 Work receive(const Ring& ring, Tensor x, int tag) {
-  return ring.group->recv_async({x.mutable_view().data, x.num_elements(), x.dtype()}, ring.previous(), tag);
+  return ring.group->recv_async(buffer_of(x), ring.previous(), tag);
 }
 
 // Keys and values on their way round. In step s those of rank `source(s)` are here.

@@ -19,11 +19,6 @@
 namespace tessera::dist {
 namespace {
 
-Buffer buffer(Tensor& x) {
-  const kernels::View view = x.mutable_view();
-  return {view.data, view.num_elements(), view.dtype};
-}
-
 struct OwnRows {
   std::int64_t begin, end;
   OwnRows(std::int64_t count, const Mesh& mesh, MeshAxis axis)
@@ -82,9 +77,9 @@ Tensor row_losses(const Tensor& logits, const Tensor& targets, const kernels::Cr
   kernel.cross_entropy(logits.view(), targets.view(), options, minus_target.mutable_view(),
                        lse.mutable_view());
   Tensor largest = lse.clone();
-  group.all_reduce(buffer(largest), ReduceOp::kMax);
+  group.all_reduce(buffer_of(largest), ReduceOp::kMax);
   lse.copy_from(exp(lse - largest));
-  group.all_reduce(buffer(sums));
+  group.all_reduce(buffer_of(sums));
   const Tensor whole_lse = largest + log(lse);
   const Tensor counts = logical_not(equal(targets, static_cast<double>(options.ignore_index))).to(like.dtype);
   const Tensor losses = (whole_lse + minus_target) * counts;

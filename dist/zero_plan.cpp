@@ -154,9 +154,8 @@ ZeroPlan plan_zero(nn::Module& model, const MeshShape& mesh, const ZeroOptions& 
                             .trainable = trainable});
     }
     ZeroFlat& flat = plan.flats[found->second];
-    const bool cut_on_tp = record.tensor.layout()[MeshAxis::kTp].is_sharded();
     flat.parameters.push_back(plan.parameters.size());
-    plan.parameters.push_back({std::move(record), found->second, flat.elements, cut_on_tp});
+    plan.parameters.push_back({std::move(record), found->second, flat.elements});
     flat.elements += plan.parameters.back().record.tensor.num_elements();
   }
 

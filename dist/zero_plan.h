@@ -92,7 +92,6 @@ struct ZeroParameter {
   nn::ParameterRecord record;
   std::size_t flat = 0;
   std::int64_t offset = 0;  ///< in the flat
-  bool cut_on_tp = false;
 };
 
 /// Parameters that are gathered and reduced together, one behind the other in one storage: those of the same

@@ -9,8 +9,7 @@ namespace {
 
 // Betas of 1 would never learn, and divide by zero in the bias correction.
 void check_settings(const char* type, const kernels::AdamOptions& options) {
-  const auto in_unit_interval = [](double beta) { return beta >= 0.0 && beta < 1.0; };
-  if (!in_unit_interval(options.beta1) || !in_unit_interval(options.beta2)) {
+  if (!is_decay_rate(options.beta1) || !is_decay_rate(options.beta2)) {
     throw ConfigError(fmt::format("{}: betas must lie in [0, 1), got beta1 = {}, beta2 = {}", type,
                                   options.beta1, options.beta2));
   }
@@ -41,7 +40,7 @@ Adam::Adam(const char* type, bool decoupled, const NamedTensors& parameters, con
 }
 
 void Adam::set_momentum(double momentum) {
-  if (!(momentum >= 0.0 && momentum < 1.0)) {
+  if (!is_decay_rate(momentum)) {
     throw ConfigError(fmt::format("set_momentum: beta1 must lie in [0, 1), got {}", momentum));
   }
   for (kernels::AdamOptions& options : options_) options.beta1 = momentum;

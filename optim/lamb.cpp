@@ -8,11 +8,6 @@
 #include "kernels/error.h"
 
 namespace tessera::optim {
-namespace {
-
-bool in_unit_interval(double beta) { return beta >= 0.0 && beta < 1.0; }
-
-}  // namespace
 
 Lamb::Lamb(const NamedTensors& parameters, const LambConfig& config, std::vector<ParameterGroup> groups,
            std::shared_ptr<PieceExchange> exchange)
@@ -30,7 +25,7 @@ Lamb::Lamb(const NamedTensors& parameters, const LambConfig& config, std::vector
                         .epsilon = group.epsilon.value_or(config.epsilon),
                         .weight_decay = group.weight_decay.value_or(config.weight_decay)});
     const kernels::AdamOptions& options = options_.back();
-    if (!in_unit_interval(options.beta1) || !in_unit_interval(options.beta2)) {
+    if (!is_decay_rate(options.beta1) || !is_decay_rate(options.beta2)) {
       throw ConfigError(fmt::format("LAMB: betas must lie in [0, 1), got beta1 = {}, beta2 = {}",
                                     options.beta1, options.beta2));
     }
@@ -43,7 +38,7 @@ Lamb::Lamb(const NamedTensors& parameters, const LambConfig& config, std::vector
 }
 
 void Lamb::set_momentum(double momentum) {
-  if (!in_unit_interval(momentum)) {
+  if (!is_decay_rate(momentum)) {
     throw ConfigError(fmt::format("set_momentum: beta1 must lie in [0, 1), got {}", momentum));
   }
   for (kernels::AdamOptions& options : options_) options.beta1 = momentum;

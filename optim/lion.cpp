@@ -5,12 +5,6 @@
 #include "kernels/error.h"
 
 namespace tessera::optim {
-namespace {
-
-// A beta of 1 would never look at a gradient.
-bool in_unit_interval(double beta) { return beta >= 0.0 && beta < 1.0; }
-
-}  // namespace
 
 Lion::Lion(const NamedTensors& parameters, const LionConfig& config, std::vector<ParameterGroup> groups)
     : Optimizer("Lion", config.lr, parameters, std::move(groups)) {
@@ -22,7 +16,7 @@ Lion::Lion(const NamedTensors& parameters, const LionConfig& config, std::vector
                         .beta2 = group.beta2.value_or(config.beta2),
                         .weight_decay = group.weight_decay.value_or(config.weight_decay)});
     const kernels::LionOptions& options = options_.back();
-    if (!in_unit_interval(options.beta1) || !in_unit_interval(options.beta2)) {
+    if (!is_decay_rate(options.beta1) || !is_decay_rate(options.beta2)) {
       throw ConfigError(fmt::format("Lion: betas must lie in [0, 1), got beta1 = {}, beta2 = {}",
                                     options.beta1, options.beta2));
     }
@@ -34,7 +28,7 @@ Lion::Lion(const NamedTensors& parameters, const LionConfig& config, std::vector
 }
 
 void Lion::set_momentum(double momentum) {
-  if (!in_unit_interval(momentum)) {
+  if (!is_decay_rate(momentum)) {
     throw ConfigError(fmt::format("set_momentum: beta1 must lie in [0, 1), got {}", momentum));
   }
   for (kernels::LionOptions& options : options_) options.beta1 = momentum;

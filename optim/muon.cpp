@@ -13,8 +13,6 @@
 namespace tessera::optim {
 namespace {
 
-bool in_unit_interval(double beta) { return beta >= 0.0 && beta < 1.0; }
-
 // On meta there is no norm: any other number will do.
 double norm_of(const Tensor& x) {
   const kernels::ConstView view = x.view();
@@ -75,8 +73,8 @@ Muon::Muon(const NamedTensors& parameters, const MuonConfig& config, std::vector
                       .beta2 = group.beta2.value_or(config.beta2),
                       .epsilon = group.epsilon.value_or(config.epsilon),
                       .weight_decay = matrices_.back().weight_decay});
-    if (!in_unit_interval(matrices_.back().momentum) || !in_unit_interval(adamw_.back().beta1) ||
-        !in_unit_interval(adamw_.back().beta2)) {
+    if (!is_decay_rate(matrices_.back().momentum) || !is_decay_rate(adamw_.back().beta1) ||
+        !is_decay_rate(adamw_.back().beta2)) {
       throw ConfigError(fmt::format(
           "Muon: momentum and betas must lie in [0, 1), got momentum = {}, beta1 = {}, beta2 = {}",
           matrices_.back().momentum, adamw_.back().beta1, adamw_.back().beta2));
@@ -104,7 +102,7 @@ void Muon::check_matrix(const std::string& name, const Shape& whole) const {
 }
 
 void Muon::set_momentum(double momentum) {
-  if (!in_unit_interval(momentum)) {
+  if (!is_decay_rate(momentum)) {
     throw ConfigError(fmt::format("set_momentum: momentum must lie in [0, 1), got {}", momentum));
   }
   for (MatrixSettings& settings : matrices_) settings.momentum = momentum;

@@ -42,6 +42,9 @@ enum class ZeroGrad : std::uint8_t {
   kKeep,
 };
 
+/// A β must lie in [0, 1): one of 1 would never look at a gradient.
+[[nodiscard]] constexpr bool is_decay_rate(double beta) { return beta >= 0.0 && beta < 1.0; }
+
 /// Changes parameters by their gradients.
 ///
 /// Precision  The update runs in f32 (f64 for f64 parameters) whatever the gradient's dtype. A bf16 or f16
