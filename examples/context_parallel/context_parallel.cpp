@@ -61,9 +61,8 @@ void print(dist::Job& job, const dist::SequenceCut& cut, Report mine) {
     for (const auto& [begin, size] : cut.chunks(r))
       chunks += fmt::format("{}{}-{}", chunks.empty() ? "" : ", ", begin, begin + size - 1);
     const double* of = &all[own.size() * static_cast<std::size_t>(r)];
-    job.log(
-        fmt::format("rank {}   tokens {:<22} {:>8.0f} pairs   sent {:6.0f} KiB   most memory {:6.0f} KiB", r,
-                    chunks, of[0], of[1] / 1024, of[2] / 1024));
+    job.log(fmt::format("rank {}   tokens {:<22} {:>8.0f} pairs   sent {:6.0f} KiB   most memory {:6.0f} KiB",
+                        r, chunks, of[0], of[1] / 1024, of[2] / 1024));
     difference = std::max(difference, of[3]);
   }
   job.log(
