@@ -86,7 +86,7 @@ Tensor row_losses(const Tensor& logits, const Tensor& targets, const kernels::Cr
   return record("vocab_parallel_cross_entropy", losses, {logits},
                 [logits = saved(logits), targets = saved(targets), whole_lse, options](const Tensor& dy,
                                                                                        Needs needs) -> Grads {
-                  const bool sole_owner = needs.may_overwrite_saved() && logits.get().is_unshared();
+                  const bool sole_owner = needs.may_overwrite_saved() && logits.is_sole_owner();
                   Tensor dlogits = sole_owner ? logits.get().detach() : empty_like(logits.get());
                   const kernels::ConstView logits_view = logits.get().view();
                   kernels::of(dy.device().type)

@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "autograd/checkpoint.h"
 #include "autograd/ops.h"
 #include "dist/collectives.h"
 #include "dist/job.h"
@@ -80,6 +81,27 @@ TEST_P(VocabParallel, EmbeddingOfMaskedIdsSumsToTheWholeTables) {
     EXPECT_EQ(largest_difference(y, expected), 0.0);  // one summand is not zero
     sum(y * dy).backward();
     EXPECT_EQ(largest_difference(own.grad(), own_rows(table.grad(), 0, mesh)), 0.0);
+  });
+}
+
+// The gradient is written over logits that nobody else holds; here a second operation saved them, and both
+// get them from one recomputation.
+TEST(VocabParallelLoss, LeavesLogitsAloneThatAnotherOperationNeeds) {
+  run_thread_ranks(2, [](Job& job) {
+    const Mesh mesh(tp(2), job.shared_world());
+    std::vector<std::vector<double>> gradients;
+    for (const bool again : {false, true}) {
+      Tensor own = own_rows(random("logits", {12, kVocab}), 1, mesh);
+      own.set_layout(Layout().with(kTp, AxisLayout::sharded(1))).set_requires_grad();
+      Tensor logits = again ? recomputed([](const Tensor& x) { return sin(x); }, own) : sin(own);
+      const Tensor squares = sum(square(logits));
+      // The loss goes back first.
+      const Tensor loss =
+          vocab_parallel_cross_entropy(std::move(logits), ids_like_a_text().reshape({12}), kVocab, mesh, kTp);
+      (loss + all_reduce(squares, mesh, kTp)).backward();
+      gradients.push_back(own.grad().to_vector<double>());
+    }
+    EXPECT_EQ(gradients[1], gradients[0]);
   });
 }
 
