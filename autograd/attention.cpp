@@ -100,7 +100,7 @@ namespace {
 struct Unpacked {
   Tensor q, k, v;
   Unpacked(const Tensor& qkv, std::int64_t query_heads, std::int64_t key_heads) {
-    const Tensor heads = qkv.detach().reshape(
+    const Tensor heads = qkv.detach().set_layout({}).reshape(
         {qkv.dim(0), qkv.dim(1), query_heads + 2 * key_heads, qkv.dim(2) / (query_heads + 2 * key_heads)});
     q = heads.slice(2, 0, query_heads);
     k = heads.slice(2, query_heads, query_heads + key_heads);
@@ -118,7 +118,7 @@ Tensor attention_packed(const Tensor& qkv, std::int64_t query_heads, std::int64_
         fmt::format("attention_packed: qkv must be [B, T, (H + 2G)·K] with H = {} and G = {}, but it is {}",
                     query_heads, key_heads, describe(qkv)));
   }
-  const Layout layout = layout_rules::attention("attention", qkv, qkv, qkv);
+  const Layout layout = layout_rules::attention("attention", qkv, {}, {});
   const Unpacked parts(qkv.detach().contiguous(), query_heads, key_heads);
   detail::check_attention("attention_packed", parts.q, parts.k, parts.v);
   const kernels::AttentionOptions options = detail::attention_options(config, parts.q, parts.k);

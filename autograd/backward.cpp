@@ -187,7 +187,22 @@ class BackwardPass {
       throw ShapeError(fmt::format(
           "backward: a root of {} needs a gradient; only a scalar has an implied one", describe(root)));
     }
+    refuse_replicated(root);
     return ones_like(root);
+  }
+
+  // 1 on each of R ranks would be R in all: gradients of R are parts of a sum over the ranks. On every other
+  // axis 1 is right: a partial sum and an invariant value have the same gradient on every rank.
+  static void refuse_replicated(const Tensor& root) {
+    for (const MeshAxis axis : kMeshAxes) {
+      if (!root.layout()[axis].is_replicated()) continue;
+      throw LayoutError(fmt::format(
+          "backward: the root {} is replicated (R) on {}: each rank would begin with a gradient of 1, and "
+          "their "
+          "sum is taken. Compute it from what is cut (a loss of S(d) tokens is P, and "
+          "dist::vocab_parallel_cross_entropy takes cut logits), or pass a gradient: 1/R on each of R ranks",
+          describe(root), name(axis)));
+    }
   }
 
   // Walks everything below `info` once; counts the uses of each leaf.

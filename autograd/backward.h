@@ -43,7 +43,8 @@ struct BackwardOptions {
 /// Shapes    gradients[i] has the shape of roots[i]; an undefined one means 1 for a root with one element.
 /// Memory    Saved values are freed as the pass goes on, unless retain_graph.
 /// Errors    AutogradError: a root requires no gradient; the graph was freed by an earlier pass; a saved
-///           value was changed in place. ShapeError: a gradient of another shape.
+///           value was changed in place. ShapeError: a gradient of another shape. LayoutError: a root without
+///           a given gradient is replicated (R) over ranks, each of which would count it.
 /// Threads   On the rank that recorded the graph.
 void backward(std::span<const Tensor> roots, std::span<const Tensor> gradients,
               const BackwardOptions& options = {});

@@ -81,7 +81,6 @@ class KeptInput {
       return;
     }
     const NoGrad no_grad;
-    const LayoutChecks no_layout_checks(false);
     kept_ = Saved(options.pack(input.detach()));
   }
 

@@ -53,7 +53,7 @@ Tensor embedding(const Tensor& table, const Tensor& ids) {
   if (table.dims() != 2)
     throw ShapeError(fmt::format("embedding: the table must be [V, D], but it is {}", describe(table)));
   const Layout layout = layout_rules::embedding(table, ids);
-  const Tensor rows = ids.contiguous().reshape({ids.num_elements()});
+  const Tensor rows = ids.detach().set_layout({}).contiguous().reshape({ids.num_elements()});
   Tensor y = empty({rows.dim(0), table.dim(1)}, {.dtype = table.dtype(), .device = table.device()});
   indexing(table).embedding(table.view(), rows.view(), y.mutable_view());
   Shape y_shape = ids.shape();
@@ -71,8 +71,7 @@ Tensor embedding(const Tensor& table, const Tensor& ids) {
 Tensor gather(const Tensor& x, int dim, const Tensor& index) {
   dim = x.shape().normalize(dim);
   check_index_shape("gather", x, dim, index);
-  static_cast<void>(layout_rules::along("gather", x, dim, /*is_linear=*/true));
-  const Layout layout = layout_rules::product("gather", {{"x", x}, {"index", index}});
+  const Layout layout = layout_rules::gather(x, dim, index);
   Tensor y = empty(index.shape(), {.dtype = x.dtype(), .device = x.device()});
   indexing(x).gather(cut_to(x, dim, index.shape()).view(), dim, index.view(), y.mutable_view());
   return record("gather", laid_out(y, layout), {x},
@@ -91,8 +90,7 @@ Tensor scatter_add(const Tensor& x, int dim, const Tensor& index, const Tensor& 
     throw ShapeError(fmt::format("scatter_add: src must be {} {} as x and index are, but it is {}",
                                  name(x.dtype()), to_string(index.shape()), describe(src)));
   }
-  static_cast<void>(layout_rules::along("scatter_add", x, dim, /*is_linear=*/true));
-  const Layout layout = layout_rules::sum("scatter_add", {{"x", x}, {"src", src}});
+  const Layout layout = layout_rules::scatter_add(x, dim, index, src);
   Tensor y = x.detach().clone();
   indexing(x).scatter_add(cut_to(y, dim, index.shape()).mutable_view(), dim, index.view(), src.view());
   return record("scatter_add", laid_out(y, layout), {x, src},
@@ -130,7 +128,6 @@ Tensor concat(std::span<const Tensor> tensors, int dim) {
   dim = first.shape().normalize(dim);
   Shape shape = first.shape();
   shape[dim] = 0;
-  Layout layout;
   for (const Tensor& x : tensors) {
     Shape expected = x.shape();
     if (x.dims() == first.dims()) expected[dim] = first.dim(dim);
@@ -139,9 +136,8 @@ Tensor concat(std::span<const Tensor> tensors, int dim) {
           fmt::format("concat: {} and {} differ outside dimension {}", describe(first), describe(x), dim));
     }
     shape[dim] += x.dim(dim);
-    static_cast<void>(layout_rules::along("concat", x, dim, /*is_linear=*/true));
-    layout = layout_rules::sum("concat", {{"the first", first}, {"another", x}});
   }
+  const Layout layout = layout_rules::concat(tensors, dim);
   Tensor y = empty(shape, {.dtype = first.dtype(), .device = first.device()});
   std::int64_t begin = 0;
   for (const Tensor& x : tensors) {
@@ -164,7 +160,7 @@ template <class Kernel>
 ValuesAndIndices selected(const Tensor& x, std::int64_t count, int dim, Kernel kernel) {
   dim = x.shape().normalize(dim);
   static_cast<void>(layout_rules::along("sort or top_k", x, dim, /*is_linear=*/false));
-  const Tensor moved = x.detach().transpose(dim, -1).contiguous();
+  const Tensor moved = x.detach().set_layout({}).transpose(dim, -1).contiguous();
   const std::int64_t width = moved.dim(-1);
   const std::int64_t rows = moved.num_elements() / std::max<std::int64_t>(width, 1);
   Tensor values = empty({rows, count}, {.dtype = x.dtype(), .device = x.device()});

@@ -12,6 +12,8 @@ Tensor with_unit_stride(const Tensor& x) {
   return x.strides()[-1] == 1 || x.dim(-1) == 1 ? x.detach() : x.detach().contiguous();
 }
 
-Tensor as_rows(const Tensor& x) { return x.detach().contiguous().reshape({num_rows(x.shape()), x.dim(-1)}); }
+Tensor as_rows(const Tensor& x) {
+  return x.detach().set_layout({}).contiguous().reshape({num_rows(x.shape()), x.dim(-1)});
+}
 
 }  // namespace tessera::detail

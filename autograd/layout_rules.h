@@ -18,6 +18,9 @@
 //   P with R or a constant I           refused       P                refused
 //   I that wants a gradient with R     refused: each rank would get its own part of the gradient and take it
 //     or S(d)                          for the whole; dist::copy_to_ranks is missing
+//   S(d) with S(d) in another order    refused: index i of one is not index i of the other
+//   S(d) with what has dimension d     refused: as long as a part, it is a part too, and its layout must say
+//     whole                            so; only length 1 is broadcast
 //
 // A constant is a tensor that wants no gradient. A product that contracts a dimension which both factors have
 // cut gives P; so does a sum over a cut dimension. What is refused throws LayoutError before anything is
@@ -41,7 +44,14 @@ struct Input {
   const char* name;
   const Tensor& tensor;
 };
-using Inputs = std::initializer_list<Input>;
+/// They borrow: for the call that they are arguments of.
+class Inputs : public std::span<const Input> {
+ public:
+  Inputs(std::initializer_list<Input> inputs) : std::span<const Input>(inputs.begin(), inputs.size()) {}
+  template <std::size_t N>
+  Inputs(const Input (&inputs)[N]) : std::span<const Input>(inputs) {}  // NOLINT(google-explicit-constructor)
+  explicit Inputs(std::span<const Input> inputs) : std::span<const Input>(inputs) {}
+};
 
 /// Element by element with broadcasting, linear in all inputs taken together: add, subtract, where.
 [[nodiscard]] Layout sum(const char* operation, Inputs inputs);
@@ -64,6 +74,12 @@ enum class Reduced { kSum, kMean, kOther };
 /// Works along dimension `dim`, which must be whole on every rank: softmax, cumsum, sort. `is_linear` admits
 /// partial sums.
 [[nodiscard]] Layout along(const char* operation, const Tensor& x, int dim, bool is_linear);
+/// Tensors joined along dimension `dim`, which must be whole in each; otherwise as a sum of all of them.
+[[nodiscard]] Layout concat(std::span<const Tensor> tensors, int dim);
+/// x[..., index[...], ...] along `dim`, in which x must be whole. `index` may be cut there.
+[[nodiscard]] Layout gather(const Tensor& x, int dim, const Tensor& index);
+/// x and src added at index along `dim`, in which all three must be whole.
+[[nodiscard]] Layout scatter_add(const Tensor& x, int dim, const Tensor& index, const Tensor& src);
 /// Rows of x's last dimension, with parameters of that size: layer_norm, rms_norm.
 [[nodiscard]] Layout rows(const char* operation, Inputs x_and_parameters);
 /// table [V, D], ids [...]: cut along V, a table gives partial sums of rows, and ids must be P: those of
@@ -71,6 +87,10 @@ enum class Reduced { kSum, kMean, kOther };
 [[nodiscard]] Layout embedding(const Tensor& table, const Tensor& ids);
 /// q [B, T, H, K], k, v [B, S, G, K], or all packed in q as [B, T, (H + 2G)·K].
 [[nodiscard]] Layout attention(const char* operation, const Tensor& q, const Tensor& k, const Tensor& v);
+/// The same by something that brings together sequences which are cut along `sequence_axis`, as all three
+/// must be: dist::ring_attention.
+[[nodiscard]] Layout attention_over_ranks(const char* operation, const Tensor& q, const Tensor& k,
+                                          const Tensor& v, MeshAxis sequence_axis);
 /// logits [..., V], targets [...] → the layout of the losses [...].
 [[nodiscard]] Layout row_losses(const char* operation, const Tensor& logits, const Tensor& targets);
 

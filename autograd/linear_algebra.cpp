@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "autograd/grad_mode.h"
 #include "autograd/graph.h"
 #include "autograd/kernel_layouts.h"
 #include "autograd/layout_rules.h"
@@ -76,6 +77,7 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
     // One tall product: db is then one product too, instead of one for each batch and a sum.
     Shape y_shape = a.shape();
     y_shape[-1] = b.dim(1);
+    const LayoutChecks no_layout_checks(false);  // rows are merged and taken apart again
     return matmul(a.reshape({detail::num_rows(a.shape()), a.dim(-1)}), b).reshape(y_shape).set_layout(layout);
   }
   // y = a·b:  da = dy·bᵀ,  db = aᵀ·dy
@@ -106,7 +108,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   const Layout layout = layout_rules::linear_layer("linear", {"x", x}, {"weight", weight}, bias);
   const std::int64_t inputs = weight.dim(1);
   const std::int64_t outputs = weight.dim(0);
-  const Tensor rows = x.detach().reshape({detail::num_rows(x.shape()), inputs});
+  const Tensor rows = x.detach().set_layout({}).reshape({detail::num_rows(x.shape()), inputs});
   Shape y_shape = x.shape();
   y_shape[-1] = outputs;
   const Tensor y = product(rows, weight.detach().transpose(0, 1), x.dtype(), bias).reshape(y_shape);

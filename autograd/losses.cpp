@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "autograd/arithmetic.h"
+#include "autograd/grad_mode.h"
 #include "autograd/graph.h"
 #include "autograd/layout_rules.h"
 #include "autograd/math.h"
@@ -77,10 +78,16 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& targets, const CrossEnt
   }
   const Layout layout = layout_rules::row_losses("cross_entropy", logits, targets);
   const std::int64_t rows = targets.num_elements();
-  Tensor losses =
-      row_losses(logits.reshape({rows, logits.dim(-1)}).contiguous(), targets.contiguous().reshape({rows}),
-                 {.ignore_index = config.ignore_index, .label_smoothing = config.label_smoothing});
-  if (config.reduction == Reduction::kNone) return losses.reshape(expected).set_layout(layout);
+  Tensor losses;
+  {
+    const LayoutChecks no_layout_checks(false);  // rows are merged and taken apart again
+    losses =
+        row_losses(logits.reshape({rows, logits.dim(-1)}).contiguous(), targets.contiguous().reshape({rows}),
+                   {.ignore_index = config.ignore_index, .label_smoothing = config.label_smoothing})
+            .reshape(expected);
+  }
+  losses.set_layout(layout);
+  if (config.reduction == Reduction::kNone) return losses;
   if (config.reduction == Reduction::kSum) return sum(losses);
   static_cast<void>(
       layout_rules::reduction("cross_entropy's mean", losses, {}, layout_rules::Reduced::kMean));

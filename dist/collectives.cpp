@@ -160,24 +160,9 @@ bool is_cut_along(const Tensor& x, MeshAxis axis, int dim) {
   return on_axis.is_sharded() && on_axis.dim() == from_front(x, dim) && on_axis.in_order();
 }
 
-}  // namespace
+// --- The graph ---------------------------------------------------------------------------------------------
 
-ConstBuffer const_buffer_of(const Tensor& x) { return {x.view().data, x.num_elements(), x.dtype()}; }
-
-Buffer buffer_of(Tensor& x) {
-  const kernels::View view = x.mutable_view();
-  return {view.data, view.num_elements(), view.dtype};
-}
-
-std::int64_t shard_size(std::int64_t size, int num_ranks, int rank) noexcept {
-  return size / num_ranks + (rank < size % num_ranks ? 1 : 0);
-}
-
-std::int64_t shard_begin(std::int64_t size, int num_ranks, int rank) noexcept {
-  return size / num_ranks * rank + std::min<std::int64_t>(rank, size % num_ranks);
-}
-
-Tensor all_gather(const Tensor& x, int dim, Communicator& group, std::int64_t size) {
+Tensor record_all_gather(const Tensor& x, int dim, Communicator& group, std::int64_t size) {
   const int d = check("all_gather", x, dim, group);
   const std::int64_t whole = whole_size("all_gather", x, d, size, group);
   if (group.size() == 1) return x;
@@ -185,7 +170,7 @@ Tensor all_gather(const Tensor& x, int dim, Communicator& group, std::int64_t si
                 {x}, [d, &group](const Tensor& dy, Needs) -> Grads { return {scatter(dy, d, group)}; });
 }
 
-Tensor reduce_scatter(const Tensor& x, int dim, Communicator& group) {
+Tensor record_reduce_scatter(const Tensor& x, int dim, Communicator& group) {
   const int d = check("reduce_scatter", x, dim, group);
   if (group.size() == 1) return x;
   return record("reduce_scatter", unrecorded(x, [&](const Tensor& part) { return scatter(part, d, group); }),
@@ -194,14 +179,14 @@ Tensor reduce_scatter(const Tensor& x, int dim, Communicator& group) {
                 });
 }
 
-Tensor all_reduce(const Tensor& x, Communicator& group) {
+Tensor record_all_reduce(const Tensor& x, Communicator& group) {
   check_device("all_reduce", x, group);
   if (group.size() == 1) return x;
   return record("all_reduce", unrecorded(x, [&](const Tensor& part) { return sum(part, group); }), {x},
                 [](const Tensor& dy, Needs) -> Grads { return {dy}; });
 }
 
-Tensor copy_to_ranks(const Tensor& x, Communicator& group) {
+Tensor record_copy_to_ranks(const Tensor& x, Communicator& group) {
   if (group.size() == 1) return x;
   const Tensor y = record("copy_to_ranks", x.detach(), {x},
                           [&group](const Tensor& dy, Needs) -> Grads { return {sum(dy, group)}; });
@@ -209,8 +194,8 @@ Tensor copy_to_ranks(const Tensor& x, Communicator& group) {
   return y;
 }
 
-Tensor all_to_all(const Tensor& x, int split_dim, int concat_dim, Communicator& group,
-                  std::int64_t concat_size) {
+Tensor record_all_to_all(const Tensor& x, int split_dim, int concat_dim, Communicator& group,
+                         std::int64_t concat_size) {
   const int s = check("all_to_all", x, split_dim, group), c = check("all_to_all", x, concat_dim, group);
   if (s == c) {
     throw ShapeError(
@@ -225,35 +210,89 @@ Tensor all_to_all(const Tensor& x, int split_dim, int concat_dim, Communicator& 
                 });
 }
 
+}  // namespace
+
+ConstBuffer const_buffer_of(const Tensor& x) { return {x.view().data, x.num_elements(), x.dtype()}; }
+
+Buffer buffer_of(Tensor& x) {
+  const kernels::View view = x.mutable_view();
+  return {view.data, view.num_elements(), view.dtype};
+}
+
+void refuse_laid_out(const char* operation, const Tensor& x) {
+  if (x.layout().is_invariant() || !RankContext::current().check_layouts) return;
+  throw LayoutError(fmt::format(
+      "{}: {} is laid out on a mesh ({}), and a bare group does not say along which axis it is to move: call "
+      "the form with the mesh and the axis",
+      operation, describe(x), to_string(x.layout())));
+}
+
+std::int64_t shard_size(std::int64_t size, int num_ranks, int rank) noexcept {
+  return size / num_ranks + (rank < size % num_ranks ? 1 : 0);
+}
+
+std::int64_t shard_begin(std::int64_t size, int num_ranks, int rank) noexcept {
+  return size / num_ranks * rank + std::min<std::int64_t>(rank, size % num_ranks);
+}
+
+// --- Over a group ------------------------------------------------------------------------------------------
+
+Tensor all_gather(const Tensor& x, int dim, Communicator& group, std::int64_t size) {
+  refuse_laid_out("all_gather", x);
+  return record_all_gather(x, dim, group, size);
+}
+
+Tensor reduce_scatter(const Tensor& x, int dim, Communicator& group) {
+  refuse_laid_out("reduce_scatter", x);
+  return record_reduce_scatter(x, dim, group);
+}
+
+Tensor all_reduce(const Tensor& x, Communicator& group) {
+  refuse_laid_out("all_reduce", x);
+  return record_all_reduce(x, group);
+}
+
+Tensor copy_to_ranks(const Tensor& x, Communicator& group) {
+  refuse_laid_out("copy_to_ranks", x);
+  return record_copy_to_ranks(x, group);
+}
+
+Tensor all_to_all(const Tensor& x, int split_dim, int concat_dim, Communicator& group,
+                  std::int64_t concat_size) {
+  refuse_laid_out("all_to_all", x);
+  return record_all_to_all(x, split_dim, concat_dim, group, concat_size);
+}
+
 // --- Along an axis of a mesh -------------------------------------------------------------------------------
 
 Tensor all_gather(const Tensor& x, int dim, const Mesh& mesh, MeshAxis axis, std::int64_t size) {
   require("all_gather", x, mesh, axis, is_cut_along(x, axis, dim),
           "cut along the dimension that is gathered, in order: S(dim)");
-  return with_axis(all_gather(x, dim, mesh.group(axis), size), x, mesh, axis, AxisLayout::replicated());
+  return with_axis(record_all_gather(x, dim, mesh.group(axis), size), x, mesh, axis,
+                   AxisLayout::replicated());
 }
 
 Tensor reduce_scatter(const Tensor& x, int dim, const Mesh& mesh, MeshAxis axis) {
   require("reduce_scatter", x, mesh, axis, x.layout()[axis].is_partial(), "a partial sum: P");
-  return with_axis(reduce_scatter(x, dim, mesh.group(axis)), x, mesh, axis,
+  return with_axis(record_reduce_scatter(x, dim, mesh.group(axis)), x, mesh, axis,
                    AxisLayout::sharded(from_front(x, dim)));
 }
 
 Tensor all_reduce(const Tensor& x, const Mesh& mesh, MeshAxis axis) {
   require("all_reduce", x, mesh, axis, x.layout()[axis].is_partial(), "a partial sum: P");
-  return with_axis(all_reduce(x, mesh.group(axis)), x, mesh, axis, AxisLayout::invariant());
+  return with_axis(record_all_reduce(x, mesh.group(axis)), x, mesh, axis, AxisLayout::invariant());
 }
 
 Tensor copy_to_ranks(const Tensor& x, const Mesh& mesh, MeshAxis axis) {
   require("copy_to_ranks", x, mesh, axis, x.layout()[axis].is_invariant(), "invariant: I");
-  return with_axis(copy_to_ranks(x, mesh.group(axis)), x, mesh, axis, AxisLayout::replicated());
+  return with_axis(record_copy_to_ranks(x, mesh.group(axis)), x, mesh, axis, AxisLayout::replicated());
 }
 
 Tensor all_to_all(const Tensor& x, int split_dim, int concat_dim, const Mesh& mesh, MeshAxis axis,
                   std::int64_t concat_size) {
   require("all_to_all", x, mesh, axis, is_cut_along(x, axis, concat_dim),
           "cut along the dimension that is joined, in order: S(concat_dim)");
-  return with_axis(all_to_all(x, split_dim, concat_dim, mesh.group(axis), concat_size), x, mesh, axis,
+  return with_axis(record_all_to_all(x, split_dim, concat_dim, mesh.group(axis), concat_size), x, mesh, axis,
                    AxisLayout::sharded(from_front(x, split_dim)));
 }
 

@@ -44,6 +44,10 @@ namespace tessera::dist {
 /// The same to be written; counts as a change in place.
 [[nodiscard]] Buffer buffer_of(Tensor& x);
 
+/// LayoutError unless x is I on every axis: for what moves elements within a group and does not know which
+/// axis of a mesh that is.
+void refuse_laid_out(const char* operation, const Tensor& x);
+
 /// Elements of rank `rank`'s piece when `size` of them are cut into `num_ranks`: ⌊size/R⌋, one more for the
 /// first size mod R.
 [[nodiscard]] std::int64_t shard_size(std::int64_t size, int num_ranks, int rank) noexcept;
@@ -93,8 +97,8 @@ namespace tessera::dist {
 //
 // These ask for the layout that stands on the left of the table above, give that on the right, and leave
 // other axes alone. LayoutError for another one, before any traffic: a sum that is reduced twice is as wrong
-// as one that is not reduced. On an axis of size 1 they return x. The forms with a group, above, look at no
-// layout and give I: they are for programs that have no mesh.
+// as one that is not reduced. On an axis of size 1 they return x. The forms with a group, above, know no
+// axis: they are for programs that have no mesh, and refuse (LayoutError) what is not I on every axis.
 
 [[nodiscard]] Tensor all_gather(const Tensor& x, int dim, const Mesh& mesh, MeshAxis axis,
                                 std::int64_t size = -1);

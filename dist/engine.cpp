@@ -103,7 +103,7 @@ Tensor Engine::own_tokens(std::span<const std::int64_t> values, std::int64_t cou
   if (mesh_.size(kDp) > 1) layout = layout.with(kDp, AxisLayout::sharded(0));
   if (mesh_.size(kCp) > 1) {
     tokens = parts_->sequences.take(tokens, 1, mesh_.index(kCp)).contiguous();
-    layout = layout.with(kCp, AxisLayout::sharded(1, !parts_->sequences.is_balanced()));
+    layout = layout.with(kCp, parts_->sequences.layout(1));
   }
   return tokens.set_layout(layout);
 }

@@ -60,11 +60,10 @@ LaidOut lay_out_for_engine(nn::LanguageModel& model, const Config& config, const
 void replace_attention(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
                        const SequenceCut& cut) {
   const bool ring = config.context_parallel == Config::ContextParallel::kRing;
-  const AttentionFunction function = [ring, cut, &group = mesh.group(kCp)](const Tensor& q, const Tensor& k,
-                                                                           const Tensor& v,
-                                                                           const AttentionConfig& attention) {
-    return ring ? ring_attention(q, k, v, attention, group, cut)
-                : ulysses_attention(q, k, v, attention, group, cut);
+  const AttentionFunction function = [ring, cut, &mesh](const Tensor& q, const Tensor& k, const Tensor& v,
+                                                        const AttentionConfig& attention) {
+    return ring ? ring_attention(q, k, v, attention, mesh, kCp, cut)
+                : ulysses_attention(q, k, v, attention, mesh, kCp, cut);
   };
   bool found = false;
   for (nn::Module* module : model.modules()) {
@@ -96,7 +95,8 @@ void set_recomputation(nn::LanguageModel& model, const Config& config, const Mes
   }
   recompute.every =
       static_cast<int>(config.recompute.every(static_cast<std::int64_t>(model.blocks().size())));
-  if (config.recompute.partition_activations && mesh.size(kTp) > 1)
+  // Under sequence parallelism a block's input is cut over tp already.
+  if (config.recompute.partition_activations && mesh.size(kTp) > 1 && !config.sequence_parallel)
     recompute.saved_inputs = partitioned_over(mesh.group(kTp));
   if (config.recompute.cpu_checkpointing)
     recompute.saved_inputs = kept_in_host_memory(recompute.saved_inputs);

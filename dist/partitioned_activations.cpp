@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "kernels/error.h"
+#include "tensor/context.h"
 #include "tensor/create.h"
 
 namespace tessera::dist {
@@ -35,7 +36,8 @@ Tensor own_part(const Tensor& input, const Communicator& group) {
   const std::int64_t n = input.num_elements(), size = part_size(n, group);
   const std::int64_t begin = std::min(n, size * group.rank()), end = std::min(n, begin + size);
   Tensor part = zeros({size}, {.dtype = input.dtype(), .device = input.device()});
-  part.slice(0, 0, end - begin).copy_from(input.reshape({n}).slice(0, begin, end));
+  const Tensor elements = input.detach().set_layout({}).reshape({n});
+  part.slice(0, 0, end - begin).copy_from(elements.slice(0, begin, end));
   return part;
 }
 
@@ -53,6 +55,12 @@ Tensor gather(const Tensor& part, const PackedInput& input, Communicator& group)
 CheckpointOptions partitioned_over(Communicator& group) {
   CheckpointOptions options;
   options.pack = [&group](const Tensor& input) {
+    if (!RankContext::current().check_layouts) {
+      throw LayoutError(
+          "partitioned activations: layouts tell which inputs every rank has whole, and they are switched "
+          "off "
+          "(RankContext::check_layouts)");
+    }
     return is_whole(input.layout(), group) ? own_part(input, group) : input;
   };
   options.unpack = [&group](const Tensor& kept, const PackedInput& input) {

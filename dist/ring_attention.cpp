@@ -288,25 +288,39 @@ void check(const Tensor& q, const Tensor& k, const Tensor& v, const Communicator
 // A rank's own elements, of which it may take slices.
 Tensor plain(const Tensor& x) { return with_unit_stride(x.detach().set_layout({})); }
 
-}  // namespace
-
-Tensor ring_attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionConfig& config,
-                      Communicator& group, const SequenceCut& cut) {
-  check(q, k, v, group, cut);
-  if (group.size() == 1) return attention(q, k, v, config);
+Tensor over_group(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionConfig& config,
+                  Communicator& group, const SequenceCut& cut, const Layout& layout) {
   const Ring ring{config, cut, &group};
   Attended result;
   {
     const NoGrad no_grad;
     result = forward(ring, plain(q), plain(k), plain(v));
   }
-  return record("ring_attention", result.o.set_layout(q.layout()), {q, k, v},
+  return record("ring_attention", result.o.set_layout(layout), {q, k, v},
                 [ring, q = saved(q), k = saved(k), v = saved(v), o = saved_output(result.o),
                  lse = result.lse](const Tensor& dy, Needs) -> Grads {
                   const Operands at{plain(dy), plain(q.get()), plain(o.get()), lse};
                   const Gradients gradients = backward(ring, at, plain(k.get()), plain(v.get()));
                   return {gradients.dq, gradients.dk, gradients.dv};
                 });
+}
+
+}  // namespace
+
+Tensor ring_attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionConfig& config,
+                      Communicator& group, const SequenceCut& cut) {
+  check(q, k, v, group, cut);
+  if (group.size() == 1) return attention(q, k, v, config);
+  for (const Tensor* x : {&q, &k, &v}) refuse_laid_out("ring_attention", *x);
+  return over_group(q, k, v, config, group, cut, {});
+}
+
+Tensor ring_attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionConfig& config,
+                      const Mesh& mesh, MeshAxis axis, const SequenceCut& cut) {
+  Communicator& group = mesh.group(axis);
+  check(q, k, v, group, cut);
+  if (group.size() == 1) return attention(q, k, v, config);
+  return over_group(q, k, v, config, group, cut, cut.layout_of_attention("ring_attention", q, k, v, axis));
 }
 
 }  // namespace tessera::dist

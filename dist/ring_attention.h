@@ -2,6 +2,7 @@
 
 #include "autograd/attention.h"
 #include "dist/communicator.h"
+#include "dist/mesh.h"
 #include "dist/sequence_cut.h"
 
 namespace tessera::dist {
@@ -10,8 +11,7 @@ namespace tessera::dist {
 /// the ring of ranks, while each rank computes with those that it has (Liu et al., "Ring attention with
 /// blockwise transformers for near-infinite context", 2023).
 ///
-/// Shapes    q [B, n, H, K]; k, v [B, n, G, K], G dividing H; n = cut.size(rank) → [B, n, H, K], laid out
-///           as q
+/// Shapes    q [B, n, H, K]; k, v [B, n, G, K], G dividing H; n = cut.size(rank) → [B, n, H, K]
 /// Formula   With o_i, lse_i of the keys of rank i alone: lse = log Σ e^lse_i, o = Σ e^(lse_i − lse)·o_i,
 ///           folded in one after the other as they come.
 /// Gradient  Keys and values go round again; their gradients travel with them, from rank to rank, and end at
@@ -31,6 +31,13 @@ namespace tessera::dist {
 ///           traffic.
 [[nodiscard]] Tensor ring_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                     const AttentionConfig& config, Communicator& group,
+                                    const SequenceCut& cut);
+
+/// The same along an axis of a mesh, with layout types: q, k and v must be cut.layout(1) on `axis`, and on
+/// other axes what `attention` takes. LayoutError otherwise, before any traffic; the form with a group
+/// refuses what is not I on every axis.
+[[nodiscard]] Tensor ring_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                                    const AttentionConfig& config, const Mesh& mesh, MeshAxis axis,
                                     const SequenceCut& cut);
 
 }  // namespace tessera::dist

@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include "autograd/indexing.h"
+#include "autograd/layout_rules.h"
 #include "dist/collectives.h"
 #include "kernels/error.h"
+#include "tensor/context.h"
 
 namespace tessera::dist {
 namespace {
@@ -63,6 +65,16 @@ Tensor SequenceCut::take(const Tensor& whole, int dim, int rank) const {
   }
   if (parts.empty()) return whole.slice(dim, 0, 0);
   return parts.size() == 1 ? parts.front() : concat(parts, dim);
+}
+
+Layout SequenceCut::layout_of_attention(const char* operation, const Tensor& q, const Tensor& k,
+                                        const Tensor& v, MeshAxis axis) const {
+  const Layout result = layout_rules::attention_over_ranks(operation, q, k, v, axis);
+  if (RankContext::current().check_layouts && result[axis] != layout(1)) {
+    throw LayoutError(fmt::format("{}: on {}, the sequence is cut as {}, but q, k and v are {}", operation,
+                                  name(axis), to_string(layout(1)), to_string(result[axis])));
+  }
+  return result;
 }
 
 }  // namespace tessera::dist

@@ -44,6 +44,16 @@ class SequenceCut {
   [[nodiscard]] std::int64_t size(int rank) const;
   /// Their positions: for RankContext::token_positions.
   [[nodiscard]] std::shared_ptr<const std::vector<std::int64_t>> positions(int rank) const;
+  /// S(dim), as the layout type of tensors that are so cut.
+  [[nodiscard]] AxisLayout layout(int dim) const noexcept {
+    return AxisLayout::sharded(dim,
+                               is_balanced_ ? AxisLayout::Order::kBalanced : AxisLayout::Order::kInOrder);
+  }
+  /// The layout of attention(q, k, v) along `axis` by something that brings the pieces together; {} where
+  /// layouts are not checked. LayoutError unless all three are layout(1) there, and on other axes what
+  /// `attention` takes.
+  [[nodiscard]] Layout layout_of_attention(const char* operation, const Tensor& q, const Tensor& k,
+                                           const Tensor& v, MeshAxis axis) const;
   /// The part of a whole tensor that rank `rank` has, along dimension `dim`. ShapeError if that is not of
   /// size length().
   [[nodiscard]] Tensor take(const Tensor& whole, int dim, int rank) const;

@@ -73,7 +73,7 @@ Tensor select_heads(const Tensor& x, std::int64_t key_heads, const std::vector<s
   for (const std::int64_t head : heads) chosen.push_back(x.slice(2, head * width, (head + 1) * width));
   const Tensor own = chosen.empty() ? x.slice(2, 0, 0) : concat(chosen, 2);
   if (!RankContext::current().check_layouts) return own;
-  return Tensor(own).set_layout(x.layout().with(kTp, AxisLayout::sharded(2, /*in_order=*/false)));
+  return Tensor(own).set_layout(x.layout().with(kTp, AxisLayout::sharded(2, AxisLayout::Order::kPacked)));
 }
 
 }  // namespace
@@ -251,7 +251,8 @@ class TensorParallel {
     place.is_cut = true;
     place.cut = how;
     parameter.rebind(empty(place.own_shape(), {.dtype = parameter.dtype(), .device = meta}));
-    set_tp(parameter, AxisLayout::sharded(how.dim, how.blocks == 1));
+    set_tp(parameter, AxisLayout::sharded(how.dim, how.blocks == 1 ? AxisLayout::Order::kInOrder
+                                                                   : AxisLayout::Order::kPacked));
   }
 
   nn::Module& model_;

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "autograd/grad_mode.h"
 #include "dist/collectives.h"
 #include "kernels/error.h"
 
@@ -54,10 +55,10 @@ std::int64_t key_head_copies(std::int64_t query_heads, std::int64_t key_heads, i
   return shared;
 }
 
-Tensor ulysses_attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionConfig& config,
-                         Communicator& group, const SequenceCut& cut) {
-  check(q, k, v, group, cut);
-  if (group.size() == 1) return attention(q, k, v, config);
+namespace {
+
+Tensor over_group(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionConfig& config,
+                  Communicator& group, const SequenceCut& cut) {
   const std::int64_t heads = q.dim(2), copies = key_head_copies(heads, k.dim(2), group.size());
   // S(1) → S(2): all tokens of some heads.
   const auto by_head = [&](const Tensor& x) { return all_to_all(x, 2, 1, group, cut.length()); };
@@ -67,8 +68,27 @@ Tensor ulysses_attention(const Tensor& q, const Tensor& k, const Tensor& v, cons
   const Tensor o =
       attention(by_head(q), by_head(repeat_heads(k, copies)), by_head(repeat_heads(v, copies)), own);
   // S(2) → S(1): all heads of some tokens.
-  Tensor result = all_to_all(o, 1, 2, group, heads);
-  return result.set_layout(q.layout());
+  return all_to_all(o, 1, 2, group, heads);
+}
+
+}  // namespace
+
+Tensor ulysses_attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionConfig& config,
+                         Communicator& group, const SequenceCut& cut) {
+  check(q, k, v, group, cut);
+  if (group.size() == 1) return attention(q, k, v, config);
+  for (const Tensor* x : {&q, &k, &v}) refuse_laid_out("ulysses_attention", *x);
+  return over_group(q, k, v, config, group, cut);
+}
+
+Tensor ulysses_attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionConfig& config,
+                         const Mesh& mesh, MeshAxis axis, const SequenceCut& cut) {
+  Communicator& group = mesh.group(axis);
+  check(q, k, v, group, cut);
+  if (group.size() == 1) return attention(q, k, v, config);
+  const Layout layout = cut.layout_of_attention("ulysses_attention", q, k, v, axis);
+  const LayoutChecks no_layout_checks(false);  // the layout of the whole is known
+  return over_group(q, k, v, config, group, cut).set_layout(layout);
 }
 
 }  // namespace tessera::dist

@@ -2,6 +2,7 @@
 
 #include "autograd/attention.h"
 #include "dist/communicator.h"
+#include "dist/mesh.h"
 #include "dist/sequence_cut.h"
 
 namespace tessera::dist {
@@ -10,8 +11,7 @@ namespace tessera::dist {
 /// sequence for some of the heads, it attends, and a second exchange brings the result back (Jacobs et al.,
 /// "DeepSpeed Ulysses", 2023).
 ///
-/// Shapes    q [B, n, H, K]; k, v [B, n, G, K], G dividing H; n = cut.size(rank) → [B, n, H, K], laid out
-///           as q
+/// Shapes    q [B, n, H, K]; k, v [B, n, G, K], G dividing H; n = cut.size(rank) → [B, n, H, K]
 /// Heads     Rank r takes heads shard_begin(H), ..., shard_size(H) of them: uneven numbers of heads and fewer
 ///           heads than ranks (some get none) are fine, though ranks wait for the one with most. Where a cut
 ///           of the G heads of keys and values would not give every rank those of its queries (fewer of them
@@ -26,6 +26,11 @@ namespace tessera::dist {
 ///           pieces that follow each other in rank order are what the exchange joins. Before any traffic.
 [[nodiscard]] Tensor ulysses_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                        const AttentionConfig& config, Communicator& group,
+                                       const SequenceCut& cut);
+
+/// The same along an axis of a mesh, with layout types: as for ring_attention.
+[[nodiscard]] Tensor ulysses_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                                       const AttentionConfig& config, const Mesh& mesh, MeshAxis axis,
                                        const SequenceCut& cut);
 
 /// How often each of `key_heads` is repeated so that `num_ranks` ranks, which cut them as they cut the

@@ -46,8 +46,8 @@ void check(const Tensor& logits, const Tensor& targets, std::int64_t vocab, cons
   if (RankContext::current().check_layouts && !(on_axis.is_sharded() && on_axis.dim() == logits.dims() - 1)) {
     throw LayoutError(
         fmt::format("vocab_parallel_cross_entropy: on {}, logits must be cut along the vocabulary, S({}), "
-                    "but they are {} ({}); "
-                    "of gathered logits cross_entropy is the loss",
+                    "but they are {} ({}); logits need never be gathered, and cross_entropy of gathered ones "
+                    "is a loss that every rank has and none should count alone",
                     tessera::name(axis), logits.dims() - 1, to_string(on_axis), describe(logits)));
   }
   if (logits.dim(-1) != own.end - own.begin ||

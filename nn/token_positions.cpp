@@ -102,7 +102,7 @@ Tensor position_ids(const Tensor& x, std::int64_t first_position) {
   Layout layout;
   for (const MeshAxis axis : kMeshAxes) {
     const AxisLayout on_axis = x.layout()[axis];
-    if (is_cut_along_tokens(on_axis)) layout = layout.with(axis, AxisLayout::sharded(0, on_axis.in_order()));
+    if (is_cut_along_tokens(on_axis)) layout = layout.with(axis, on_axis.moved_to(0));
   }
   return ids.set_layout(layout);
 }

@@ -20,7 +20,9 @@ std::string to_string(const AxisLayout& on_axis) {
     case AxisLayout::Kind::kSharded:
       break;
   }
-  return fmt::format("S({}{})", on_axis.dim(), on_axis.in_order() ? "" : ", out of order");
+  constexpr std::array<const char*, 3> kOrders{"", ", balanced", ", packed"};
+  return fmt::format("S({}{}{})", on_axis.dim(), kOrders[static_cast<std::size_t>(on_axis.order())],
+                     on_axis.is_merged() ? ", merged" : "");
 }
 
 std::string to_string(const Layout& layout) {

@@ -32,20 +32,34 @@ class AxisLayout {
     kPartial,     ///< P: the value is the sum over the ranks; every rank has the same gradient
   };
 
+  /// Which indices of the cut dimension a rank has. Only pieces in order are put together by a gather, and
+  /// two tensors that are cut in different orders do not go together.
+  enum class Order : std::uint8_t {
+    kInOrder,   ///< rank r has the r-th piece, as Tensor::chunk cuts
+    kBalanced,  ///< of 2R chunks the r-th and the r-th from the end (dist::SequenceCut::balanced)
+    kPacked,    ///< something of each of several parts that stand one after the other, as chosen by whoever
+                ///< cut: heads of queries, keys and values
+  };
+
   constexpr AxisLayout() = default;
   [[nodiscard]] static constexpr AxisLayout invariant() { return {}; }
-  [[nodiscard]] static constexpr AxisLayout replicated() { return {Kind::kReplicated, 0, true}; }
-  [[nodiscard]] static constexpr AxisLayout partial() { return {Kind::kPartial, 0, true}; }
-  /// `in_order`: rank r has the r-th piece, as Tensor::chunk cuts. False: the pieces are other sets of
-  /// indices (heads of queries, keys and values; balanced chunks of a sequence), which no gather puts
-  /// together.
-  [[nodiscard]] static constexpr AxisLayout sharded(int dim, bool in_order = true) {
-    return {Kind::kSharded, dim, in_order};
+  [[nodiscard]] static constexpr AxisLayout replicated() { return AxisLayout(Kind::kReplicated); }
+  [[nodiscard]] static constexpr AxisLayout partial() { return AxisLayout(Kind::kPartial); }
+  [[nodiscard]] static constexpr AxisLayout sharded(int dim, Order order = Order::kInOrder) {
+    return {Kind::kSharded, dim, order, false};
   }
+  /// The same cut in dimension `dim` of a view.
+  [[nodiscard]] constexpr AxisLayout moved_to(int dim) const { return {kind_, dim, order_, merged_}; }
+  /// The same cut where its dimension has been merged behind another one, so that a rank's elements of the
+  /// merged dimension `dim` are not neighbours: tokens of [B·T].
+  [[nodiscard]] constexpr AxisLayout merged_into(int dim) const { return {kind_, dim, order_, true}; }
 
   [[nodiscard]] constexpr Kind kind() const { return kind_; }
   [[nodiscard]] constexpr int dim() const { return dim_; }  ///< of S(d)
-  [[nodiscard]] constexpr bool in_order() const { return in_order_; }
+  [[nodiscard]] constexpr Order order() const { return order_; }
+  [[nodiscard]] constexpr bool is_merged() const { return merged_; }
+  /// Whether a gather can put the pieces together.
+  [[nodiscard]] constexpr bool in_order() const { return order_ == Order::kInOrder && !merged_; }
   [[nodiscard]] constexpr bool is_invariant() const { return kind_ == Kind::kInvariant; }
   [[nodiscard]] constexpr bool is_replicated() const { return kind_ == Kind::kReplicated; }
   [[nodiscard]] constexpr bool is_sharded() const { return kind_ == Kind::kSharded; }
@@ -54,12 +68,14 @@ class AxisLayout {
 
  private:
   friend class Layout;
-  constexpr AxisLayout(Kind kind, int dim, bool in_order)
-      : kind_(kind), dim_(static_cast<std::int8_t>(dim)), in_order_(in_order) {}
+  constexpr explicit AxisLayout(Kind kind) : kind_(kind) {}
+  constexpr AxisLayout(Kind kind, int dim, Order order, bool merged)
+      : kind_(kind), dim_(static_cast<std::int8_t>(dim)), order_(order), merged_(merged) {}
 
   Kind kind_ = Kind::kInvariant;
   std::int8_t dim_ = 0;
-  bool in_order_ = true;
+  Order order_ = Order::kInOrder;
+  bool merged_ = false;
 };
 
 /// The layout type of a tensor: one AxisLayout for each axis of the mesh. A tensor begins as I on every axis,
@@ -77,13 +93,14 @@ class Layout {
   constexpr Layout() = default;
   [[nodiscard]] constexpr AxisLayout operator[](MeshAxis axis) const {
     const auto code = static_cast<unsigned>((codes_ >> shift(axis)) & 0xFFu);
-    return {static_cast<AxisLayout::Kind>(code & 3u), static_cast<int>((code >> 2) & 15u), (code >> 6) == 0};
+    return {static_cast<AxisLayout::Kind>(code & 3u), static_cast<int>((code >> 2) & 7u),
+            static_cast<AxisLayout::Order>((code >> 5) & 3u), (code >> 7) != 0};
   }
   [[nodiscard]] constexpr Layout with(MeshAxis axis, AxisLayout on_axis) const {
     Layout result = *this;
-    const std::uint64_t code = static_cast<std::uint64_t>(on_axis.kind_) |
-                               static_cast<std::uint64_t>(on_axis.dim_) << 2 |
-                               (on_axis.in_order_ ? 0ull : 1ull) << 6;
+    const std::uint64_t code =
+        static_cast<std::uint64_t>(on_axis.kind_) | static_cast<std::uint64_t>(on_axis.dim_) << 2 |
+        static_cast<std::uint64_t>(on_axis.order_) << 5 | (on_axis.merged_ ? 1ull : 0ull) << 7;
     result.codes_ = (codes_ & ~(0xFFull << shift(axis))) | code << shift(axis);
     return result;
   }
@@ -93,10 +110,10 @@ class Layout {
 
  private:
   [[nodiscard]] static constexpr int shift(MeshAxis axis) { return 8 * static_cast<int>(axis); }
-  std::uint64_t codes_ = 0;  // a byte for each axis: kind, dimension, out of order; 0 is I
+  std::uint64_t codes_ = 0;  // a byte for each axis: kind, dimension (of kMaxDims = 8), order, merged; 0 is I
 };
 
-/// "R", "S(1)", "P", "I".
+/// "R", "S(1)", "S(1, balanced)", "P", "I".
 [[nodiscard]] std::string to_string(const AxisLayout& on_axis);
 /// "dp S(0), tp R", without axes on which it is I; "I" if there is no other.
 [[nodiscard]] std::string to_string(const Layout& layout);

@@ -38,8 +38,6 @@ Layout moved(const Tensor& x, F&& new_place) {
   return layout;
 }
 
-AxisLayout moved_to(const AxisLayout& from, int dim) { return AxisLayout::sharded(dim, from.in_order()); }
-
 [[noreturn]] void refuse(const char* operation, const Tensor& x, MeshAxis axis, const char* why) {
   throw LayoutError(fmt::format("{}: {} ({}) is cut along dimension {} on {}: {}", operation, describe(x),
                                 to_string(x.layout()), x.layout()[axis].dim(), name(axis), why));
@@ -51,21 +49,66 @@ std::int64_t product(const Shape& shape, int end) {
   return elements;
 }
 
-// The cut dimension d of `from` in `to`. Leading dimensions that both have stay; behind them it is the first
-// one before which as many elements stand as before d: of [B, T, H·K] cut into heads, H of [B, T, H, K], also
-// where a rank has one head. Where d is merged behind another dimension, the pieces of the merged one are not
-// neighbours any more.
-AxisLayout reshaped(const Shape& from, const AxisLayout& cut, const Shape& to) {
-  int same = 0;
-  while (same < from.dims() && same < to.dims() && from[same] == to[same]) ++same;
-  if (cut.dim() < same) return cut;
-  const std::int64_t before = product(from, cut.dim());
-  for (int d = same; d < to.dims(); ++d) {
-    if (product(to, d) == before) return moved_to(cut, d);
+// Where reshape puts the dimension along which x is cut. A rank sees the sizes of its own part alone, and
+// from them it must find the dimension that is longer over all ranks: of [B, T, H·K] cut into heads, H of
+// [B, T, H, K]. `unknown` is where the caller wrote −1, or −1.
+class ReshapedCut {
+ public:
+  ReshapedCut(const Tensor& x, MeshAxis axis, const Shape& to, int unknown)
+      : x_(x), axis_(axis), cut_(x.layout()[axis]), to_(to), unknown_(unknown) {}
+
+  [[nodiscard]] AxisLayout place() const {
+    const Shape& from = x_.shape();
+    const int d = cut_.dim();
+    int same = 0;
+    while (same < from.dims() && same < to_.dims() && from[same] == to_[same]) ++same;
+    if (d < same) return cut_;
+    const std::int64_t before = product(from, d), through = before * from[d];
+    const int outermost = cut_.is_merged() ? -1 : outermost_factor(same, before);
+    if (outermost >= 0) {
+      if (cut_.order() == AxisLayout::Order::kBalanced && to_[outermost] < from[d])
+        refuse("reshape", x_, axis_, "its two chunks would become one dimension; gather it first");
+      return cut_.moved_to(outermost);
+    }
+    int holder = 0;
+    while (holder + 1 < to_.dims() && product(to_, holder + 1) <= before) ++holder;
+    if (product(to_, holder + 1) < through)
+      refuse("reshape", x_, axis_, "the new dimensions divide it otherwise on each rank; gather it first");
+    return cut_.merged_into(holder);
   }
-  int holder = 0;
-  while (holder + 1 < to.dims() && product(to, holder + 1) <= before) ++holder;
-  return AxisLayout::sharded(holder, /*in_order=*/false);
+
+ private:
+  // The first dimension before which as many elements stand as before the cut one: what is merged behind it
+  // does not change the order of its pieces. Where this rank has 1 of several, sizes don't tell which of the
+  // dimensions that could be it is.
+  [[nodiscard]] int outermost_factor(int same, std::int64_t before) const {
+    int first = -1, count = 0;
+    for (int d = same; d < to_.dims(); ++d) {
+      if (product(to_, d) != before) continue;
+      if (d == unknown_) return d;
+      if (count++ == 0) first = d;
+    }
+    if (count > 1 || (count == 1 && x_.dim(cut_.dim()) == 1)) {
+      refuse(
+          "reshape", x_, axis_,
+          "this rank's sizes do not tell which of the new dimensions is the cut one: write -1 for that which "
+          "is longer over all ranks, or use flatten");
+    }
+    return first;
+  }
+
+  const Tensor& x_;
+  MeshAxis axis_;
+  AxisLayout cut_;
+  const Shape& to_;
+  int unknown_;
+};
+
+int index_of(const Shape& shape, std::int64_t size) {
+  for (int d = 0; d < shape.dims(); ++d) {
+    if (shape[d] == size) return d;
+  }
+  return -1;
 }
 
 // Strides under which `shape` reads the elements of (from, strides) in the same order, if there are any.
@@ -121,20 +164,32 @@ Shape resolve_minus_one(const Tensor& x, const Shape& shape) {
 
 }  // namespace
 
+namespace {
+
+// A view of the same elements in the same order, or of a copy of them, with cut dimensions where
+// `new_place(axis, cut)` says.
+template <class F>
+Tensor reshaped(const Tensor& x, const Shape& target, F&& new_place) {
+  const auto strides = reshaped_strides(x.shape(), x.strides(), target);
+  if (!strides) return reshaped(x.contiguous(), target, new_place);
+  if (target.dims() == 0) {
+    static_cast<void>(moved(x, [&](MeshAxis axis, const AxisLayout&) -> AxisLayout {
+      refuse("reshape", x, axis, "no dimension is left for it");
+    }));
+  }
+  Tensor view = x.as_strided(target, *strides, x.offset());
+  view.set_layout(moved(x, new_place));
+  return recorded("reshape", x, view, [from = x.shape()](const Tensor& dy) { return dy.reshape(from); });
+}
+
+}  // namespace
+
 Tensor Tensor::reshape(const Shape& requested) const {
   const Shape target = resolve_minus_one(*this, requested);
   if (target == shape()) return *this;
-  const auto strides = reshaped_strides(shape(), this->strides(), target);
-  if (!strides) return contiguous().reshape(target);
-  if (target.dims() == 0 && !layout().is_invariant()) {
-    static_cast<void>(moved(*this, [this](MeshAxis axis, const AxisLayout&) -> AxisLayout {
-      refuse("reshape", *this, axis, "no dimension is left for it");
-    }));
-  }
-  Tensor view = as_strided(target, *strides, offset());
-  view.set_layout(
-      moved(*this, [&](MeshAxis, const AxisLayout& cut) { return reshaped(shape(), cut, target); }));
-  return recorded("reshape", *this, view, [from = shape()](const Tensor& dy) { return dy.reshape(from); });
+  return reshaped(*this, target, [&](MeshAxis axis, const AxisLayout&) {
+    return ReshapedCut(*this, axis, target, index_of(requested, -1)).place();
+  });
 }
 
 Tensor Tensor::flatten(int first, int last) const {
@@ -143,6 +198,7 @@ Tensor Tensor::flatten(int first, int last) const {
   last = shape().normalize(last);
   if (first > last)
     throw IndexError(fmt::format("flatten: first dimension {} lies after the last, {}", first, last));
+  if (first == last) return *this;
   Shape target;
   for (int d = 0; d < dims(); ++d) {
     if (d > first && d <= last) {
@@ -151,7 +207,10 @@ Tensor Tensor::flatten(int first, int last) const {
       target.push_back(dim(d));
     }
   }
-  return reshape(target);
+  return reshaped(*this, target, [&](MeshAxis, const AxisLayout& cut) {
+    if (cut.dim() <= first) return cut;
+    return cut.dim() <= last ? cut.merged_into(first) : cut.moved_to(cut.dim() - (last - first));
+  });
 }
 
 Tensor Tensor::permute(std::span<const int> order) const {
@@ -173,7 +232,7 @@ Tensor Tensor::permute(std::span<const int> order) const {
   }
   Tensor view = as_strided(target, target_strides, offset());
   view.set_layout(moved(*this, [&](MeshAxis, const AxisLayout& cut) {
-    return moved_to(cut, inverse[static_cast<std::size_t>(cut.dim())]);
+    return cut.moved_to(inverse[static_cast<std::size_t>(cut.dim())]);
   }));
   return recorded("permute", *this, view, [inverse, n = dims()](const Tensor& dy) {
     return dy.permute(std::span(inverse.data(), static_cast<std::size_t>(n)));
@@ -201,8 +260,9 @@ Tensor Tensor::slice(int d, std::int64_t begin, std::int64_t end, std::int64_t s
   Tensor view = as_strided(target, target_strides, offset() + begin * strides()[d]);
   const bool is_whole = target[d] == size;
   view.set_layout(moved(*this, [&](MeshAxis axis, const AxisLayout& cut) {
-    // Of pieces that are not in order (heads of queries, keys and values), a rank may take some.
-    if (cut.dim() == d && cut.in_order() && !is_whole)
+    // Of packed parts (heads of queries, keys and values) each rank takes its share of one.
+    const bool takes_a_part = cut.order() == AxisLayout::Order::kPacked && !cut.is_merged();
+    if (cut.dim() == d && !is_whole && !takes_a_part)
       refuse("slice", *this, axis, "each rank would take these elements of its own piece; gather it first");
     return cut;
   }));
@@ -253,8 +313,11 @@ Tensor Tensor::expand(const Shape& requested) const {
   }
   // Each element was used many times: its gradient is the sum over the uses.
   Tensor view = as_strided(target, target_strides, offset());
-  view.set_layout(
-      moved(*this, [&](MeshAxis, const AxisLayout& cut) { return moved_to(cut, cut.dim() + added); }));
+  view.set_layout(moved(*this, [&](MeshAxis axis, const AxisLayout& cut) {
+    if (target[cut.dim() + added] != dim(cut.dim()))
+      refuse("expand", *this, axis, "this rank has one element of several; gather it first");
+    return cut.moved_to(cut.dim() + added);
+  }));
   return recorded("expand", *this, view,
                   [from = shape()](const Tensor& dy) { return sum_to_shape(dy, from); });
 }
@@ -269,7 +332,7 @@ Tensor Tensor::squeeze(int d) const {
   Tensor view = as_strided(target, target_strides, offset());
   view.set_layout(moved(*this, [&](MeshAxis axis, const AxisLayout& cut) {
     if (cut.dim() == d) refuse("squeeze", *this, axis, "other ranks have further elements of it");
-    return moved_to(cut, cut.dim() - (cut.dim() > d ? 1 : 0));
+    return cut.moved_to(cut.dim() - (cut.dim() > d ? 1 : 0));
   }));
   return recorded("squeeze", *this, view, [d](const Tensor& dy) { return dy.unsqueeze(d); });
 }
@@ -282,7 +345,7 @@ Tensor Tensor::unsqueeze(int d) const {
   target_strides.insert(d, d < dims() ? strides()[d] * dim(d) : 1);
   Tensor view = as_strided(target, target_strides, offset());
   view.set_layout(moved(*this, [&](MeshAxis, const AxisLayout& cut) {
-    return moved_to(cut, cut.dim() + (cut.dim() >= d ? 1 : 0));
+    return cut.moved_to(cut.dim() + (cut.dim() >= d ? 1 : 0));
   }));
   return recorded("unsqueeze", *this, view, [d](const Tensor& dy) { return dy.squeeze(d); });
 }

@@ -8,6 +8,7 @@
 #include <functional>
 #include <optional>
 
+#include "autograd/backward.h"
 #include "autograd/checkpoint.h"
 #include "autograd/grad_mode.h"
 #include "autograd/ops.h"
@@ -20,6 +21,8 @@ namespace {
 constexpr MeshAxis kTp = MeshAxis::kTp, kDp = MeshAxis::kDp;
 constexpr AxisLayout I = AxisLayout::invariant(), R = AxisLayout::replicated(), P = AxisLayout::partial();
 constexpr AxisLayout S(int dim) { return AxisLayout::sharded(dim); }
+constexpr AxisLayout balanced(int dim) { return AxisLayout::sharded(dim, AxisLayout::Order::kBalanced); }
+constexpr AxisLayout packed(int dim) { return AxisLayout::sharded(dim, AxisLayout::Order::kPacked); }
 
 Tensor on_tp(const Shape& shape, AxisLayout tp, bool grad = true) {
   Tensor x = full(shape, 0.5);
@@ -78,6 +81,32 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"R+I", [] { return on_tp(kX, R) + on_tp(kX, I); }, std::nullopt, "copy_to_ranks"},
         Case{"S+I", [] { return on_tp(kX, S(1)) + on_tp({8}, I); }, std::nullopt, "copy_to_ranks"},
         Case{"S(0)+S(1)", [] { return on_tp(kX, S(0)) + on_tp(kX, S(1)); }, std::nullopt, "all_to_all"},
+        Case{"S of two orders", [] { return on_tp(kX, S(1)) + on_tp(kX, balanced(1)); }, std::nullopt,
+             "different indices"},
+        Case{"balanced+balanced", [] { return on_tp(kX, balanced(1)) + on_tp(kX, balanced(1)); },
+             balanced(1)},
+        Case{"merged and not",
+             [] {
+               return on_tp({8, 8}, S(1).merged_into(0)) * on_tp({8, 8}, S(0));
+             },
+             std::nullopt, "different indices"},
+        Case{"S beside a whole constant of its length", [] { return on_tp(kX, S(1)) + on_tp(kX, I, false); },
+             std::nullopt, "own_piece"},
+        Case{"S beside what is replicated",
+             [] {
+               return on_tp(kX, S(1)) * on_tp({4, 8}, R);
+             },
+             std::nullopt, "set_layout"},
+        Case{"S of one beside a whole length",
+             [] {
+               return on_tp({2, 1, 8}, S(1)) + on_tp({2, 4, 8}, R);
+             },
+             std::nullopt, "own_piece"},
+        Case{"S beside what is broadcast",
+             [] {
+               return on_tp(kX, S(1)) + on_tp({2, 1, 8}, R);
+             },
+             S(1)},
         Case{"P+bias", [] { return on_tp(kX, P) + on_tp({8}, I); }, std::nullopt, "once on every rank"},
         Case{"P+R", [] { return on_tp(kX, P) + on_tp({8}, R); }, std::nullopt, "all_reduce"},
         Case{"P+number", [] { return on_tp(kX, P) + 1.0; }, std::nullopt, "all_reduce"},
@@ -114,6 +143,21 @@ INSTANTIATE_TEST_SUITE_P(
                              return linear(on_tp(kX, S(2)), on_tp({6, 8}, S(1)));
                            },
                            P},
+                      Case{"row-parallel in two orders",
+                           [] {
+                             return linear(on_tp(kX, packed(2)), on_tp({6, 8}, S(1)));
+                           },
+                           std::nullopt, "different indices"},
+                      Case{"batches cut in one factor",
+                           [] {
+                             return matmul(on_tp({2, 4, 8}, S(0)), on_tp({2, 8, 4}, R));
+                           },
+                           std::nullopt, "own_piece"},
+                      Case{"batches cut in both",
+                           [] {
+                             return matmul(on_tp({2, 4, 8}, S(0)), on_tp({2, 8, 4}, S(0)));
+                           },
+                           S(0)},
                       Case{"row-parallel with bias",
                            [] {
                              return linear(on_tp(kX, S(2)), on_tp({6, 8}, S(1)), on_tp({6}, I));
@@ -202,11 +246,46 @@ INSTANTIATE_TEST_SUITE_P(
                return on_tp({2, 4, 2, 4}, S(2)).flatten(2, 3);
              },
              S(2)},
+        Case{"one head",
+             [] {
+               return on_tp(kX, S(2)).reshape({2, 4, 1, 8});
+             },
+             std::nullopt, "-1"},
+        Case{"one head, said so",
+             [] {
+               return on_tp(kX, S(2)).reshape({2, 4, -1, 8});
+             },
+             S(2)},
+        Case{"a row of a cut vector", [] { return on_tp({8}, S(0)).reshape({1, -1}); }, S(1)},
+        Case{"a row of a cut vector, not said",
+             [] {
+               return on_tp({8}, S(0)).reshape({1, 8});
+             },
+             std::nullopt, "-1"},
+        Case{"one token, reshaped",
+             [] {
+               return on_tp({2, 1, 8}, S(1)).reshape({2, 8});
+             },
+             std::nullopt, "flatten"},
+        Case{"one token, flattened",
+             [] {
+               return on_tp({2, 1, 8}, S(1)).flatten(0, 1);
+             },
+             S(1).merged_into(0)},
+        Case{"what was merged taken apart",
+             [] { return on_tp(kX, S(1)).flatten(0, 1).reshape({2, 4, 8}); }, std::nullopt, "gather"},
+        Case{"what was merged kept", [] { return on_tp(kX, S(1)).flatten(0, 1).reshape({8, 2, 4}); },
+             S(1).merged_into(0)},
+        Case{"balanced chunks taken apart",
+             [] {
+               return on_tp(kX, balanced(1)).reshape({2, 2, 2, 8});
+             },
+             std::nullopt, "chunks"},
         Case{"join batch and time",
              [] {
                return on_tp(kX, S(1)).reshape({8, 8});
              },
-             AxisLayout::sharded(0, false)},
+             S(1).merged_into(0)},
         Case{"join cut batch and time",
              [] {
                return on_tp(kX, S(0)).reshape({8, 8});
@@ -234,15 +313,21 @@ INSTANTIATE_TEST_SUITE_P(
              },
              std::nullopt, "other ranks"},
         Case{"slice of the cut", [] { return on_tp(kX, S(1)).slice(1, 0, 2); }, std::nullopt, "gather"},
+        Case{"slice of balanced tokens", [] { return on_tp(kX, balanced(1)).slice(1, 0, 2); }, std::nullopt,
+             "gather"},
         Case{"slice of another", [] { return on_tp(kX, S(1)).slice(2, 0, 2); }, S(1)},
-        Case{"slice of packed heads", [] { return on_tp(kX, AxisLayout::sharded(2, false)).slice(2, 0, 2); },
-             AxisLayout::sharded(2, false)},
+        Case{"slice of packed heads", [] { return on_tp(kX, packed(2)).slice(2, 0, 2); }, packed(2)},
         Case{"select another", [] { return on_tp(kX, S(2)).select(1, 0); }, S(1)},
         Case{"expand",
              [] {
                return on_tp({4, 8}, S(0)).expand({2, 4, 8});
              },
              S(1)},
+        Case{"expand the cut",
+             [] {
+               return on_tp({1, 8}, S(0)).expand({4, 8});
+             },
+             std::nullopt, "gather"},
         Case{"clone", [] { return on_tp(kX, S(1)).clone(); }, S(1)},
         Case{"to", [] { return on_tp(kX, P).to(kBF16); }, P},
         Case{"detach", [] { return on_tp(kX, P).detach(); }, P},
@@ -251,6 +336,40 @@ INSTANTIATE_TEST_SUITE_P(
                return concat(std::array{on_tp(kX, S(1)), on_tp(kX, S(1))}, 2);
              },
              S(1)},
+        Case{"concat of I, S and I",
+             [] {
+               const Tensor i = on_tp(kX, I, false);
+               return concat(std::array{i, on_tp(kX, S(1)), i}, 2);
+             },
+             std::nullopt, "own_piece"},
+        Case{"concat of I, P and I",
+             [] {
+               return concat(std::array{on_tp(kX, I), on_tp(kX, P), on_tp(kX, I)}, 2);
+             },
+             std::nullopt, "all_reduce"},
+        Case{"concat of a broadcast size",
+             [] {
+               return concat(std::array{on_tp({2, 1, 8}, I, false), on_tp({2, 1, 8}, S(1)),
+                                        on_tp({2, 1, 8}, I, false)},
+                             2);
+             },
+             S(1)},
+        Case{"gather by cut indices", [] { return gather(on_tp(kX, R), 1, ids({2, 2, 8}, S(1))); }, S(1)},
+        Case{"gather of the first rows",
+             [] { return gather(on_tp(kX, R), 2, ids({2, 2, 8}, S(1))); }, std::nullopt, "own_piece"},
+        Case{"gather by masked indices", [] { return gather(on_tp(kX, R), 1, ids({2, 2, 8}, P)); },
+             std::nullopt, "all_reduce"},
+        Case{"scatter_add of cut rows",
+             [] { return scatter_add(on_tp(kX, R), 1, ids({2, 2, 8}, S(1)), on_tp({2, 2, 8}, S(1))); },
+             std::nullopt, "own rows"},
+        Case{"scatter_add of cut channels",
+             [] { return scatter_add(on_tp(kX, S(2)), 1, ids({2, 2, 8}, S(2)), on_tp({2, 2, 8}, S(2))); },
+             S(2)},
+        Case{"scatter_add at whole indices",
+             [] { return scatter_add(on_tp(kX, S(2)), 1, ids({2, 2, 8}, I), on_tp({2, 2, 8}, S(2))); },
+             std::nullopt, "set_layout"},
+        Case{"scatter_add of parts",
+             [] { return scatter_add(on_tp(kX, P), 1, ids({2, 2, 8}, I), on_tp({2, 2, 8}, P)); }, P},
         Case{"concat along the cut",
              [] {
                return concat(std::array{on_tp(kX, S(1)), on_tp(kX, S(1))}, 1);
@@ -311,6 +430,29 @@ INSTANTIATE_TEST_SUITE_P(
                return attention(x(), x(), x());
              },
              S(2)},
+        Case{"attention of whole keys",
+             [] {
+               const auto k = [] { return on_tp({2, 4, 2, 4}, R); };
+               return attention(on_tp({2, 4, 2, 4}, S(2)), k(), k());
+             },
+             std::nullopt, "own_piece"},
+        Case{"attention of one whole key head",
+             [] {
+               const auto k = [] { return on_tp({2, 4, 1, 4}, R); };
+               return attention(on_tp({2, 4, 2, 4}, S(2)), k(), k());
+             },
+             S(2)},
+        Case{"attention of chosen key heads",
+             [] {
+               const auto k = [] { return on_tp({2, 4, 1, 4}, packed(2)); };
+               return attention(on_tp({2, 4, 2, 4}, S(2)), k(), k());
+             },
+             S(2)},
+        Case{"packed attention of one piece after the other",
+             [] {
+               return attention_packed(on_tp({2, 4, 24}, S(2)), 2, 2);
+             },
+             std::nullopt, "queries alone"},
         Case{"attention of a cut sequence",
              [] {
                const auto x = [] { return on_tp({2, 4, 2, 4}, S(1)); };
@@ -319,7 +461,7 @@ INSTANTIATE_TEST_SUITE_P(
              std::nullopt, "ring_attention"},
         Case{"packed attention",
              [] {
-               return attention_packed(on_tp({2, 4, 24}, AxisLayout::sharded(2, false)), 2, 2);
+               return attention_packed(on_tp({2, 4, 24}, packed(2)), 2, 2);
              },
              S(2)},
         Case{"losses of cut tokens",
@@ -327,6 +469,23 @@ INSTANTIATE_TEST_SUITE_P(
                return cross_entropy(on_tp(kX, S(1)), ids({2, 4}, S(1)), {.reduction = Reduction::kNone});
              },
              S(1)},
+        Case{"losses beside unlabelled targets",
+             [] {
+               return cross_entropy(on_tp(kX, S(1)), ids({2, 4}, I), {.reduction = Reduction::kSum});
+             },
+             std::nullopt, "the layouts of both"},
+        Case{
+            "losses beside targets in another order",
+            [] {
+              return cross_entropy(on_tp(kX, S(1)), ids({2, 4}, balanced(1)), {.reduction = Reduction::kSum});
+            },
+            std::nullopt, "in the same way"},
+        Case{
+            "losses of one token",
+            [] {
+              return cross_entropy(on_tp({1, 1, 8}, S(1)), ids({1, 1}, S(1)), {.reduction = Reduction::kSum});
+            },
+            P},
         Case{"sum of losses of cut tokens",
              [] {
                return cross_entropy(on_tp(kX, S(1)), ids({2, 4}, S(1)), {.reduction = Reduction::kSum});
@@ -388,6 +547,21 @@ TEST(LayoutTypes, BackwardPassesCheckNothingAndRecomputedForwardsDo) {
   EXPECT_EQ(to_string(y.layout()), "tp S(0)");
   sum(y).backward();
   EXPECT_EQ(runs, 2);
+}
+
+TEST(LayoutTypes, ABackwardPassBeginsAtNothingThatEveryRankWouldCount) {
+  const Tensor x = on_tp({4}, R);
+  try {
+    sum(x).backward();
+    FAIL() << "not refused";
+  } catch (const LayoutError& error) {
+    EXPECT_NE(std::string(error.what()).find("1/R on each"), std::string::npos) << error.what();
+  }
+  EXPECT_FALSE(x.grad().defined());
+  backward(sum(x), full({}, 0.25));
+  EXPECT_EQ(x.grad().to_vector<float>(), std::vector<float>(4, 0.25f));
+  // A partial sum and an invariant value have the same gradient on every rank.
+  for (const AxisLayout on_axis : {I, P}) EXPECT_NO_THROW(sum(on_tp({4}, on_axis)).backward());
 }
 
 TEST(LayoutTypes, CanBeSwitchedOff) {

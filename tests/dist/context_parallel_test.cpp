@@ -14,12 +14,14 @@
 #include "autograd/ops.h"
 #include "dist/collectives.h"
 #include "dist/job.h"
+#include "dist/mesh.h"
 #include "dist/ring_attention.h"
 #include "dist/sequence_cut.h"
 #include "dist/ulysses.h"
 #include "kernels/error.h"
 #include "nn/nn.h"
 #include "tensor/create.h"
+#include "tests/expect_error.h"
 #include "tests/largest_difference.h"
 
 namespace tessera::dist {
@@ -79,16 +81,19 @@ TEST(SequenceCut, IsBalancedUnderACausalMask) {
 
 using Attend = Tensor (*)(const Tensor&, const Tensor&, const Tensor&, const AttentionConfig&, Communicator&,
                           const SequenceCut&);
+using AttendOnMesh = Tensor (*)(const Tensor&, const Tensor&, const Tensor&, const AttentionConfig&,
+                                const Mesh&, MeshAxis, const SequenceCut&);
 
 struct Technique {
   const char* name;
   Attend attend;
+  AttendOnMesh attend_on_mesh;
   SequenceCut (*cut)(std::int64_t length, int num_ranks);
 };
 const Technique kTechniques[] = {
-    {"ring, balanced", ring_attention, SequenceCut::balanced},
-    {"ring, contiguous", ring_attention, SequenceCut::contiguous},
-    {"ulysses", ulysses_attention, SequenceCut::contiguous},
+    {"ring, balanced", ring_attention, ring_attention, SequenceCut::balanced},
+    {"ring, contiguous", ring_attention, ring_attention, SequenceCut::contiguous},
+    {"ulysses", ulysses_attention, ulysses_attention, SequenceCut::contiguous},
 };
 
 struct Case {
@@ -227,13 +232,60 @@ TEST(ContextParallel, TakesViewsAndUsesOfOneTensorSeveralTimes) {
 
 TEST(ContextParallel, ResultsAreLaidOutAsQueriesAre) {
   run_thread_ranks(2, [](Job& job) {
+    const Mesh mesh(MeshShape::parse("cp=2"), job.shared_world());
     for (const Technique& technique : kTechniques) {
       const SequenceCut cut = technique.cut(8, 2);
-      const Layout layout = Layout()
-                                .with(MeshAxis::kDp, AxisLayout::sharded(0))
-                                .with(MeshAxis::kCp, AxisLayout::sharded(1, !cut.is_balanced()));
+      const Layout layout =
+          Layout().with(MeshAxis::kDp, AxisLayout::sharded(0)).with(MeshAxis::kCp, cut.layout(1));
       Tensor x = normal({1, 4, 2, 3}, 0, 1, "x").set_layout(layout);
-      EXPECT_EQ(technique.attend(x, x, x, {}, job.world(), cut).layout(), layout) << technique.name;
+      EXPECT_EQ(technique.attend_on_mesh(x, x, x, {}, mesh, MeshAxis::kCp, cut).layout(), layout)
+          << technique.name;
+    }
+  });
+}
+
+TEST(ContextParallel, RefusesWhatLayoutsSayDoesNotFit) {
+  run_thread_ranks(2, [](Job& job) {
+    const Mesh mesh(MeshShape::parse("cp=2"), job.shared_world());
+    const MeshAxis cp = MeshAxis::kCp, tp = MeshAxis::kTp;
+    for (const Technique& technique : kTechniques) {
+      const SequenceCut cut = technique.cut(8, 2);
+      const auto laid_out = [](const Layout& layout) {
+        return Tensor(normal({1, 4, 2, 3}, 0, 1, "x")).set_layout(layout);
+      };
+      const Layout fits = Layout().with(cp, cut.layout(1));
+      const SequenceCut other =
+          cut.is_balanced() ? SequenceCut::contiguous(8, 2) : SequenceCut::balanced(8, 2);
+      const struct {
+        const char* why;
+        Layout q, k, v;
+      } cases[] = {
+          {"must be cut along the sequence", {}, {}, {}},
+          {"must be cut along the sequence", fits, fits, Layout()},
+          {"must be cut along the sequence", fits, Layout().with(cp, AxisLayout::sharded(2)), fits},
+          {"different indices", fits, Layout().with(cp, other.layout(1)), fits},
+          {"the sequence is cut as", Layout().with(cp, other.layout(1)), Layout().with(cp, other.layout(1)),
+           Layout().with(cp, other.layout(1))},
+          {"partial sum", fits, fits, fits.with(tp, AxisLayout::partial())},
+          {"on tp", fits.with(tp, AxisLayout::sharded(2)), fits, fits},
+          {"cut along the sequence", fits.with(tp, AxisLayout::sharded(1)), fits, fits},
+      };
+      const std::int64_t sent = job.tape().total_sent_bytes();
+      for (const auto& [why, q, k, v] : cases) {
+        expect_error<LayoutError>(
+            [&, q = q, k = k, v = v] {
+              static_cast<void>(
+                  technique.attend_on_mesh(laid_out(q), laid_out(k), laid_out(v), {}, mesh, cp, cut));
+            },
+            {why});
+      }
+      expect_error<LayoutError>(
+          [&] {
+            const Tensor x = laid_out(fits);
+            static_cast<void>(technique.attend(x, x, x, {}, job.world(), cut));
+          },
+          {"the form with the mesh"});
+      EXPECT_EQ(job.tape().total_sent_bytes(), sent);
     }
   });
 }
@@ -246,8 +298,8 @@ struct Trained {
   std::vector<Tensor> gradients;
 };
 
-Trained train(const std::string& description, Communicator& group, const Technique& technique,
-              bool recompute) {
+Trained train(const std::string& description, const Mesh& mesh, const Technique& technique, bool recompute) {
+  Communicator& group = mesh.group(MeshAxis::kCp);
   RankContext::current().num_root_modules = 0;  // so that every model begins alike
   const auto model = nn::make_language_model(description, 23);
   model->to(kF64);
@@ -257,7 +309,7 @@ Trained train(const std::string& description, Communicator& group, const Techniq
   const Tensor ids = from_vector(values, Shape{2, 13});
   const Tensor targets = from_vector(std::vector<std::int64_t>(values.rbegin(), values.rend()), Shape{2, 13});
   const SequenceCut cut = technique.cut(13, group.size());
-  const AxisLayout by_tokens = AxisLayout::sharded(1, !cut.is_balanced());
+  const AxisLayout by_tokens = cut.layout(1);
   const auto part = [&](const Tensor& x) {
     Tensor own = cut.take(x, 1, group.rank());
     return group.size() == 1 ? own : own.set_layout(Layout().with(MeshAxis::kCp, by_tokens));
@@ -267,9 +319,11 @@ Trained train(const std::string& description, Communicator& group, const Techniq
     for (Tensor parameter : model->parameters())
       parameter.set_layout(Layout().with(MeshAxis::kCp, AxisLayout::replicated()));
     for (nn::Module* module : model->modules()) {
-      const auto attend = [&group, cut, f = technique.attend](
-                              const Tensor& q, const Tensor& k, const Tensor& v,
-                              const AttentionConfig& config) { return f(q, k, v, config, group, cut); };
+      const auto attend = [&mesh, cut, f = technique.attend_on_mesh](const Tensor& q, const Tensor& k,
+                                                                     const Tensor& v,
+                                                                     const AttentionConfig& config) {
+        return f(q, k, v, config, mesh, MeshAxis::kCp, cut);
+      };
       if (auto* core = dynamic_cast<nn::AttentionCore*>(module)) core->set_attention(attend);
     }
     context.token_positions = cut.positions(group.rank());
@@ -295,12 +349,13 @@ TEST(ContextParallel, ModelsHaveTheLossAndGradientsOfOneRankWithDropoutOn) {
       "family=llama,layers=2,heads=4,kv_heads=2,width=16,hidden=20,context=16,dropout=0.2"};
   for (const int ranks : {2, 3, 4}) {
     run_thread_ranks(ranks, [&](Job& job) {
-      const auto alone = job.world().alone("alone");
+      const Mesh mesh(MeshShape::parse(fmt::format("cp={}", ranks)), job.shared_world());
+      const Mesh one_rank(MeshShape::parse("cp=1"), job.world().alone("alone"));
       for (const char* model : models) {
         for (const Technique& technique : kTechniques) {
-          const Trained one = train(model, *alone, technique, false);
+          const Trained one = train(model, one_rank, technique, false);
           for (const bool recompute : {false, true}) {
-            const Trained cut = train(model, job.world(), technique, recompute);
+            const Trained cut = train(model, mesh, technique, recompute);
             EXPECT_NEAR(cut.loss, one.loss, 1e-10) << technique.name;
             for (std::size_t i = 0; i < one.gradients.size(); ++i)
               EXPECT_LE(largest_difference(cut.gradients[i], one.gradients[i]), 1e-11) << technique.name;

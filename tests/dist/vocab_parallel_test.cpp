@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "autograd/backward.h"
 #include "autograd/checkpoint.h"
 #include "autograd/ops.h"
 #include "dist/collectives.h"
@@ -127,6 +128,24 @@ TEST(VocabParallelLoss, RefusesGatheredLogits) {
     EXPECT_THROW(static_cast<void>(
                      vocab_parallel_cross_entropy(std::move(gathered), ids_like_a_text(), kVocab, mesh, kTp)),
                  LayoutError);
+  });
+}
+
+// Nor is cross_entropy of gathered logits a loss from which every rank may go back: each would begin with the
+// whole gradient, and the pieces that reduce_scatter gives back would be R times too large.
+TEST(VocabParallelLoss, OfGatheredLogitsDoesNotGoBackFromEveryRankAsAWhole) {
+  const Tensor logits = random("logits", {3, 4, kVocab});
+  Tensor whole = logits.clone().set_requires_grad();
+  cross_entropy(whole, ids_like_a_text()).backward();
+  run_thread_ranks(2, [&](Job& job) {
+    const Mesh mesh(tp(2), job.shared_world());
+    Tensor own = own_rows(logits, 2, mesh);
+    own.set_layout(Layout().with(kTp, AxisLayout::sharded(2))).set_requires_grad();
+    const auto loss = [&] { return cross_entropy(all_gather(own, 2, mesh, kTp, kVocab), ids_like_a_text()); };
+    EXPECT_THROW(loss().backward(), LayoutError);
+    EXPECT_FALSE(own.grad().defined());
+    backward(loss(), full({}, 0.5, {.dtype = kF64}));
+    EXPECT_LE(largest_difference(own.grad(), own_rows(whole.grad(), 2, mesh)), 1e-15);
   });
 }
 

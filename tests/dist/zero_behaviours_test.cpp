@@ -252,8 +252,10 @@ TEST(ZeroBehaviour, DerivesFurtherSumsFromLayoutsAndCountsEveryElementOnce) {
       const double mine = 2.0 * dp + tp + 1.0;
       for (int pass = 0; pass < 2; ++pass) {
         const auto losses = model(from_vector<double>({mine, dp + 1.0}));
+        // Each rank's losses are its own summands, those of replicated parameters too.
+        const std::vector<Tensor> counted_once(losses.size(), ones({}, {.dtype = kF64, .device = cpu}));
         zero.begin_backward(pass == 1);
-        backward(losses, {});
+        backward(losses, counted_once);
         zero.end_backward();
       }
       zero.finish_gradients();

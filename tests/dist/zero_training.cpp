@@ -82,7 +82,7 @@ Tensor laid_out_loss(nn::LanguageModel& model, const Mesh& mesh, std::pair<Tenso
   RankContext::current().sequence_length = ids.dim(1);
   if (mesh.size(MeshAxis::kDp) > 1) {
     for (Tensor* x : {&ids, &targets}) {
-      x->set_layout(Layout().with(MeshAxis::kDp, AxisLayout::sharded(0, false)));
+      x->set_layout(Layout().with(MeshAxis::kDp, AxisLayout::sharded(0, AxisLayout::Order::kPacked)));
     }
   }
   return vocab_parallel_cross_entropy(model.logits(ids), targets, kVocab, mesh, MeshAxis::kTp,

@@ -109,7 +109,7 @@ TEST(Dropout, RefusesCutsWhoseMasksItDoesNotKnow) {
   refuse(MeshAxis::kTp, AxisLayout::sharded(1), ones({2, 6}), "along its channels");
   refuse(MeshAxis::kCp, AxisLayout::sharded(1), x, "token_positions does not say");
   refuse(MeshAxis::kTp, AxisLayout::sharded(1), x, "sequence_length does not say");
-  refuse(MeshAxis::kTp, AxisLayout::sharded(1, /*in_order=*/false), x, "in another order");
+  refuse(MeshAxis::kTp, AxisLayout::sharded(1, AxisLayout::Order::kBalanced), x, "in another order");
   {
     const PartOfTokens part({0, 1, 2}, 6);
     expect_error<ShapeError>([&] { static_cast<void>(layer(x)); }, "has 4 tokens");
