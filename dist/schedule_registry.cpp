@@ -1,0 +1,40 @@
+#include <fmt/format.h>
+
+#include <array>
+
+#include "dist/pipeline_generators.h"
+#include "kernels/error.h"
+#include "kernels/suggest.h"
+
+namespace tessera::dist {
+namespace {
+
+struct Row {
+  const char* name;
+  Schedule (*generate)(const PipelineSize& size);
+};
+
+constexpr std::array<Row, 5> kRows{{{"gpipe", schedule_gpipe},
+                                    {"1f1b", schedule_1f1b},
+                                    {"interleaved", schedule_interleaved},
+                                    {"zb-h1", schedule_zb_h1},
+                                    {"zb-v", schedule_zb_v}}};
+
+}  // namespace
+
+std::vector<std::string> schedule_names() {
+  std::vector<std::string> names;
+  for (const Row& row : kRows) names.emplace_back(row.name);
+  return names;
+}
+
+Schedule make_schedule(std::string_view name, const PipelineSize& size) {
+  for (const Row& row : kRows) {
+    if (name == row.name) return row.generate(size);
+  }
+  const std::vector<std::string> names = schedule_names();
+  throw ConfigError(fmt::format("pipeline schedule '{}' is not known; did you mean '{}'? Schedules are {}",
+                                name, nearest_name(name, names), fmt::join(names, ", ")));
+}
+
+}  // namespace tessera::dist

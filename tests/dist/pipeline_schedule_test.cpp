@@ -1,0 +1,716 @@
+// Pipeline schedules: each is legal in every size, takes the time and holds the activations of its formula,
+// and gives what one rank gives when ranks run it. The check finds what is wrong with a schedule that was
+// broken on purpose.
+
+#include "dist/pipeline_schedule.h"
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <list>
+#include <map>
+#include <span>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "dist/job.h"
+#include "dist/pipeline_check.h"
+#include "dist/pipeline_drawing.h"
+#include "dist/pipeline_generators.h"
+#include "dist/pipeline_simulation.h"
+#include "kernels/error.h"
+#include "tests/data/temporary_folder.h"
+#include "tests/expect_error.h"
+
+namespace tessera::dist {
+namespace {
+
+// --- Sizes
+
+constexpr int kMostRanks = 8, kMostMicroBatches = 32, kMostChunks = 4;
+
+struct Case {
+  Schedule schedule;
+  int p, m, v;
+};
+
+std::vector<int> chunks_of(const std::string& name) {
+  if (name == "interleaved") return {1, 2, 3, kMostChunks};
+  return {name == "zb-v" ? 2 : 1};
+}
+
+// `run` for every size of a schedule, up to p = 8, m = 32, v = 4.
+void for_each_size(const std::string& name, const std::function<void(const Case&)>& run) {
+  int num_cases = 0;
+  for (int p = 1; p <= kMostRanks; ++p) {
+    for (int m = 1; m <= kMostMicroBatches; ++m) {
+      for (const int v : chunks_of(name)) {
+        if (name == "interleaved" && m % p != 0) continue;
+        SCOPED_TRACE(fmt::format("{}: p = {}, m = {}, v = {}", name, p, m, v));
+        run({make_schedule(name, {.ranks = p, .micro_batches = m, .chunks = v}), p, m, v});
+        ++num_cases;
+        if (::testing::Test::HasFailure()) return;
+      }
+    }
+  }
+  EXPECT_GE(num_cases, 256);
+}
+
+double sum(const StageCost& cost) { return cost.forward + cost.backward_input + cost.backward_weight; }
+
+// Sums of small integers: exact in f64.
+const StageCost kCosts[] = {
+    {},
+    {.forward = 2, .backward_input = 2, .backward_weight = 1},
+    {.forward = 1, .backward_input = 3, .backward_weight = 2},
+    {.forward = 3, .backward_input = 1, .backward_weight = 1},
+    {.forward = 1, .backward_input = 2, .backward_weight = 4},
+};
+
+std::vector<int> whole(const std::vector<double>& values) { return {values.begin(), values.end()}; }
+
+// --- Legal
+
+class EachSchedule : public ::testing::TestWithParam<std::string> {};
+INSTANTIATE_TEST_SUITE_P(, EachSchedule, ::testing::ValuesIn(schedule_names()), [](const auto& info) {
+  std::string name = info.param;
+  std::erase(name, '-');
+  return name;
+});
+
+TEST_P(EachSchedule, IsLegalInEverySize) {
+  for_each_size(GetParam(), [](const Case& c) {
+    const auto fault = find_fault(c.schedule);
+    EXPECT_FALSE(fault.has_value()) << fault->to_string();
+    EXPECT_EQ(c.schedule.most_live.size(), static_cast<std::size_t>(c.p));
+  });
+}
+
+TEST_P(EachSchedule, SumsGradientsInTheOrderOfTheMicroBatches) {
+  for_each_size(GetParam(), [](const Case& c) {
+    for (const auto& actions : c.schedule.actions) {
+      std::vector<int> next(static_cast<std::size_t>(c.v), 0);
+      for (const Action& action : actions) {
+        if (action.kind != ActionKind::kBackward && action.kind != ActionKind::kBackwardWeight) continue;
+        EXPECT_EQ(action.micro_batch, next[static_cast<std::size_t>(action.chunk)]++);
+      }
+    }
+  });
+}
+
+TEST_P(EachSchedule, HoldsAsManyActivationsAsItPromisesAndNoFewer) {
+  for_each_size(GetParam(), [](const Case& c) {
+    const std::vector<int> held = whole(simulate(c.schedule).peak_activations);
+    if (c.schedule.name == "zb-v" && c.m < 2 * c.p - 1) return;  // that it holds no more, the check has shown
+    EXPECT_EQ(held, c.schedule.most_live);
+  });
+}
+
+TEST_P(EachSchedule, ComputesNothingButItsPasses) {
+  for_each_size(GetParam(), [](const Case& c) {
+    for (const StageCost& cost : kCosts) {
+      const Simulation simulation = simulate(c.schedule, cost);
+      for (const double idle : simulation.idle) EXPECT_EQ(simulation.total - idle, c.m * c.v * sum(cost));
+    }
+  });
+}
+
+// --- Formulas of bubbles, activations and messages
+
+// Idle time of each rank, which is the same for all.
+double bubble_of(const Schedule& schedule, const StageCost& cost) {
+  const Simulation simulation = simulate(schedule, cost);
+  for (const double idle : simulation.idle) EXPECT_EQ(idle, simulation.idle.front());
+  return simulation.idle.front();
+}
+
+TEST(PipelineFormula, OfGPipe) {
+  for_each_size("gpipe", [](const Case& c) {
+    const auto [schedule, p, m, v] = c;
+    EXPECT_DOUBLE_EQ(simulate(schedule).bubble(), (p - 1.0) / (m + p - 1.0));
+    for (const StageCost& cost : kCosts) EXPECT_EQ(bubble_of(schedule, cost), (p - 1) * sum(cost));
+    EXPECT_EQ(schedule.most_live, std::vector<int>(static_cast<std::size_t>(p), m));
+    EXPECT_EQ(simulate(schedule).num_messages, 2 * m * (p - 1));
+  });
+}
+
+TEST(PipelineFormula, Of1F1B) {
+  for_each_size("1f1b", [](const Case& c) {
+    const auto [schedule, p, m, v] = c;
+    EXPECT_DOUBLE_EQ(simulate(schedule).bubble(), (p - 1.0) / (m + p - 1.0));
+    for (const StageCost& cost : kCosts) EXPECT_EQ(bubble_of(schedule, cost), (p - 1) * sum(cost));
+    for (int r = 0; r < p; ++r)
+      EXPECT_EQ(schedule.most_live[static_cast<std::size_t>(r)], std::min(m, p - r)) << "rank " << r;
+    EXPECT_EQ(simulate(schedule).num_messages, 2 * m * (p - 1));
+  });
+}
+
+TEST(PipelineFormula, OfInterleaved) {
+  for_each_size("interleaved", [](const Case& c) {
+    const auto [schedule, p, m, v] = c;
+    // Costs are those of a chunk: v times a bubble of (p − 1)/v of a rank's layers.
+    for (const StageCost& cost : kCosts) EXPECT_EQ(bubble_of(schedule, cost), (p - 1) * sum(cost));
+    const Simulation simulation = simulate(schedule);
+    const double without_bubble = simulation.total - simulation.idle[0];
+    EXPECT_DOUBLE_EQ(simulation.idle[0] / without_bubble, (p - 1.0) / (v * m));
+    for (int r = 0; r < p; ++r) {
+      const int most = v == 1 ? std::min(m, p - r) : std::min(m * v, 2 * (p - 1 - r) + (v - 1) * p + 1);
+      EXPECT_EQ(schedule.most_live[static_cast<std::size_t>(r)], most) << "rank " << r;
+    }
+    const int boundaries = p == 1 ? 0 : v * p - 1;  // v·(p − 1) of 1F1B's kind, v − 1 back to rank 0
+    EXPECT_EQ(simulation.num_messages, 2 * m * boundaries);
+  });
+}
+
+TEST(PipelineFormula, OfZbH1) {
+  for_each_size("zb-h1", [](const Case& c) {
+    const auto [schedule, p, m, v] = c;
+    for (const StageCost& cost : kCosts) {
+      const auto [f, b, w] = std::array{cost.forward, cost.backward_input, cost.backward_weight};
+      const double bubble = bubble_of(schedule, cost);
+      if (m >= p) {
+        EXPECT_EQ(bubble, (p - 1) * std::max({f + b - w, f, b}));
+      } else if (w <= std::min(f, b)) {
+        EXPECT_EQ(bubble, (p - 1) * (f + b) - (m - 1) * w);
+      }
+      EXPECT_LE(bubble, (p - 1) * sum(cost));  // 1F1B's
+    }
+    if (m >= p) {  // equal times: a third of 1F1B's
+      const Schedule one_f_one_b = schedule_1f1b({.ranks = p, .micro_batches = m});
+      EXPECT_EQ(3 * bubble_of(schedule, {}), bubble_of(one_f_one_b, {}));
+    }
+    EXPECT_EQ(schedule.most_live, std::vector<int>(static_cast<std::size_t>(p), std::min(m, p)));
+    EXPECT_EQ(simulate(schedule).num_messages, 2 * m * (p - 1));
+  });
+}
+
+TEST(PipelineFormula, OfZbV) {
+  for_each_size("zb-v", [](const Case& c) {
+    const auto [schedule, p, m, v] = c;
+    const Simulation simulation = simulate(schedule);
+    if (m >= 2 * p - 1) {
+      EXPECT_EQ(simulation.total, 6 * m + p - 1);
+      EXPECT_EQ(simulation.idle_inside, std::vector<double>(static_cast<std::size_t>(p), 0.0));
+      for (int r = 0; r < p; ++r) {
+        const auto& timeline = simulation.timeline[static_cast<std::size_t>(r)];
+        const auto first =
+            std::ranges::find_if(timeline, [](auto& timed) { return timed.action.is_compute(); });
+        EXPECT_EQ(first->start, r) << "rank " << r;
+      }
+    } else {  // too few to fill the way down and back: still no worse than 1F1B, in chunks' passes
+      EXPECT_LE(simulation.total, 6 * (m + p - 1));
+    }
+    EXPECT_EQ(schedule.most_live, std::vector<int>(static_cast<std::size_t>(p), std::min(2 * m, 2 * p)));
+    EXPECT_EQ(simulation.num_messages, 4 * m * (p - 1));
+  });
+}
+
+TEST(PipelineFormula, OfMemoryBetweenTheTwoBackwardPasses) {
+  // Rank 3 of 4: one micro-batch between its forward and backward, three waiting for their weight pass.
+  const Schedule schedule = schedule_zb_h1({.ranks = 4, .micro_batches = 8});
+  EXPECT_EQ(simulate(schedule).peak_activations, (std::vector<double>{4, 4, 4, 4}));
+  EXPECT_EQ(simulate(schedule, {.kept_for_weights = 0.5}).peak_activations,
+            (std::vector<double>{4, 3.5, 3, 2.5}));
+  EXPECT_EQ(simulate(schedule, {.activations = 10, .kept_for_weights = 0}).peak_activations,
+            (std::vector<double>{40, 30, 20, 10}));  // 1F1B's
+}
+
+// --- Run by ranks
+
+// A model of integers: y = 3·x + stage + 1, and a weight whose gradient depends on x and dy, and on the order
+// in which micro-batches are added. All modulo a prime.
+constexpr std::int64_t kPrime = 1'000'003;
+std::int64_t stage_forward(int stage, std::int64_t x) { return (3 * x + stage + 1) % kPrime; }
+std::int64_t stage_backward(std::int64_t x, std::int64_t dy) { return (3 * dy + x * x) % kPrime; }
+std::int64_t add_gradient(std::int64_t sum, std::int64_t x, std::int64_t dy) {
+  return (7 * sum + x * dy) % kPrime;
+}
+std::int64_t sample(int micro_batch) { return 11 * micro_batch + 5; }
+
+std::vector<std::int64_t> gradients_of_one_rank(int num_stages, int num_micro_batches) {
+  std::vector<std::int64_t> gradients(static_cast<std::size_t>(num_stages), 0);
+  for (int i = 0; i < num_micro_batches; ++i) {
+    std::vector<std::int64_t> x{sample(i)};
+    for (int stage = 0; stage < num_stages; ++stage) x.push_back(stage_forward(stage, x.back()));
+    std::int64_t dy = x.back();  // of the loss
+    for (int stage = num_stages - 1; stage >= 0; --stage) {
+      const auto s = static_cast<std::size_t>(stage);
+      gradients[s] = add_gradient(gradients[s], x[s], dy);
+      dy = stage_backward(x[s], dy);
+    }
+  }
+  return gradients;
+}
+
+// What one rank does with its list. Values are kept by stage and micro-batch: that a value is there when an
+// action asks for it is what the schedule is for.
+class Interpreter {
+ public:
+  Interpreter(const Schedule& schedule, Communicator& ranks) : schedule_(schedule), ranks_(ranks) {}
+
+  // The gradients of this rank's stages; 0 for the others.
+  std::vector<std::int64_t> run() {
+    std::vector<std::int64_t> gradients(static_cast<std::size_t>(schedule_.num_stages()), 0);
+    for (const Action& action : schedule_.actions[static_cast<std::size_t>(ranks_.rank())]) {
+      const int stage = schedule_.stage(ranks_.rank(), action.chunk), i = action.micro_batch;
+      auto& gradient = gradients[static_cast<std::size_t>(stage)];
+      switch (action.kind) {
+        case ActionKind::kForward: {
+          const std::int64_t x = stage == 0 ? sample(i) : at(boundary_, stage, i);
+          input_[{stage, i}] = x;
+          boundary_[{stage + 1, i}] = stage_forward(stage, x);
+          break;
+        }
+        case ActionKind::kBackward:
+          backward_input(stage, i);
+          gradient = add_gradient(gradient, at(input_, stage, i), dy(stage, i));
+          break;
+        case ActionKind::kBackwardInput:
+          backward_input(stage, i);
+          break;
+        case ActionKind::kBackwardWeight:
+          gradient = add_gradient(gradient, at(input_, stage, i), dy(stage, i));
+          break;
+        case ActionKind::kSendActivation:
+          send(action, at(boundary_, stage + 1, i));
+          break;
+        case ActionKind::kSendGradient:
+          send(action, at(gradient_, stage, i));
+          break;
+        case ActionKind::kRecvActivation:
+          recv(action, boundary_[{stage, i}]);
+          break;
+        case ActionKind::kRecvGradient:
+          recv(action, gradient_[{stage + 1, i}]);
+          break;
+      }
+    }
+    for (Work& work : sends_) work.wait();
+    return gradients;
+  }
+
+ private:
+  using Values = std::map<std::pair<int, int>, std::int64_t>;  // [stage, micro-batch]
+  static std::int64_t at(const Values& values, int stage, int i) { return values.at({stage, i}); }
+  std::int64_t dy(int stage, int i) {
+    return stage + 1 == schedule_.num_stages() ? at(boundary_, stage + 1, i) : at(gradient_, stage + 1, i);
+  }
+  void backward_input(int stage, int i) {
+    gradient_[{stage, i}] = stage_backward(at(input_, stage, i), dy(stage, i));
+  }
+  void send(const Action& action, std::int64_t value) {
+    sent_.push_back({value});
+    sends_.push_back(ranks_.send_async(buffer_of(sent_.back()), schedule_.peer(ranks_.rank(), action)));
+  }
+  void recv(const Action& action, std::int64_t& value) {
+    ranks_.recv(buffer_of(std::span(&value, 1)), schedule_.peer(ranks_.rank(), action));
+  }
+
+  const Schedule& schedule_;
+  Communicator& ranks_;
+  Values input_, boundary_, gradient_;  // boundary s: between stages s − 1 and s
+  std::list<std::vector<std::int64_t>> sent_;
+  std::vector<Work> sends_;
+};
+
+std::vector<std::int64_t> gradients_of_ranks(const Schedule& schedule) {
+  std::vector<std::int64_t> result;
+  run_thread_ranks(schedule.num_ranks, [&](Job& job) {
+    std::vector<std::int64_t> gradients = Interpreter(schedule, job.world()).run();
+    job.world().all_reduce(buffer_of(gradients));
+    if (job.is_root()) result = gradients;
+  });
+  return result;
+}
+
+TEST_P(EachSchedule, GivesTheGradientsOfOneRankWhenRanksRunIt) {
+  for (const int p : {1, 2, 3, 4, 8}) {
+    for (const int m : {1, 2, p, 3 * p, 2 * p + 1}) {
+      for (const int v : chunks_of(GetParam())) {
+        if (GetParam() == "interleaved" && m % p != 0) continue;
+        SCOPED_TRACE(fmt::format("p = {}, m = {}, v = {}", p, m, v));
+        const Schedule schedule = make_schedule(GetParam(), {.ranks = p, .micro_batches = m, .chunks = v});
+        EXPECT_EQ(gradients_of_ranks(schedule), gradients_of_one_rank(p * v, m));
+      }
+    }
+  }
+}
+
+// --- One's own
+
+// 1F1B for ranks of little memory: none holds activations of more than `most` micro-batches.
+Schedule schedule_capped(const PipelineSize& size, int most) {
+  Schedule schedule("capped", size);
+  const int p = schedule.num_ranks, m = schedule.num_micro_batches;
+  for (int rank = 0; rank < p; ++rank) {
+    auto& actions = schedule.actions[rank];
+    const int ahead = std::min({m, most, p - rank});  // forwards before the first backward
+    for (int i = 0; i < ahead; ++i) actions.push_back(Action::forward(i));
+    for (int i = 0; i < m; ++i) {
+      actions.push_back(Action::backward(i));
+      if (ahead + i < m) actions.push_back(Action::forward(ahead + i));
+    }
+    schedule.most_live.push_back(ahead);
+  }
+  add_messages(schedule);
+  return schedule;
+}
+
+TEST(OwnSchedule, IsAFunctionOfTwentyLines) {
+  for (int p = 1; p <= kMostRanks; ++p) {
+    for (int m = 1; m <= kMostMicroBatches; ++m) {
+      for (int most = 1; most <= p; ++most) {
+        const Schedule schedule = schedule_capped({.ranks = p, .micro_batches = m}, most);
+        const auto fault = find_fault(schedule);
+        ASSERT_FALSE(fault.has_value()) << fault->to_string();
+        EXPECT_EQ(whole(simulate(schedule).peak_activations), schedule.most_live);
+      }
+    }
+  }
+  EXPECT_EQ(simulate(schedule_capped({.ranks = 4, .micro_batches = 8}, 4)).bubble(),
+            simulate(schedule_1f1b({.ranks = 4, .micro_batches = 8})).bubble());
+  EXPECT_EQ(gradients_of_ranks(schedule_capped({.ranks = 4, .micro_batches = 8}, 2)),
+            gradients_of_one_rank(4, 8));
+}
+
+// --- The check, on schedules broken on purpose
+
+using Break = std::function<void(Schedule&)>;
+
+std::vector<Action>& rank(Schedule& schedule, int r) {
+  return schedule.actions.at(static_cast<std::size_t>(r));
+}
+
+std::size_t find(Schedule& schedule, int r, const Action& action) {
+  const auto& actions = rank(schedule, r);
+  const auto found = std::ranges::find(actions, action);
+  EXPECT_NE(found, actions.end()) << to_string(action) << " on rank " << r;
+  return static_cast<std::size_t>(found - actions.begin());
+}
+void erase(Schedule& schedule, int r, const Action& action) {
+  rank(schedule, r).erase(rank(schedule, r).begin() + static_cast<std::ptrdiff_t>(find(schedule, r, action)));
+}
+void swap(Schedule& schedule, int r, const Action& a, const Action& b) {
+  const std::size_t i = find(schedule, r, a), j = find(schedule, r, b);
+  std::swap(rank(schedule, r)[i], rank(schedule, r)[j]);
+}
+void move_before(Schedule& schedule, int r, const Action& action, const Action& place) {
+  erase(schedule, r, action);
+  const auto index = static_cast<std::ptrdiff_t>(find(schedule, r, place));
+  rank(schedule, r).insert(rank(schedule, r).begin() + index, action);
+}
+void move_to_front(Schedule& schedule, int r, const Action& action) {
+  move_before(schedule, r, action, rank(schedule, r).front());
+}
+
+constexpr Action send_activation(int i, int c = 0) { return {ActionKind::kSendActivation, i, c}; }
+constexpr Action recv_activation(int i, int c = 0) { return {ActionKind::kRecvActivation, i, c}; }
+constexpr Action send_gradient(int i, int c = 0) { return {ActionKind::kSendGradient, i, c}; }
+constexpr Action recv_gradient(int i, int c = 0) { return {ActionKind::kRecvGradient, i, c}; }
+
+struct Mutant {
+  const char* name;
+  const char* schedule;
+  Break break_it;
+  int rank;
+  Action action;
+  const char* reason;
+};
+
+// p = 3, m = 6.
+const Mutant kMutants[] = {
+    {"ReceivesInAnotherOrderThanSent", "1f1b",
+     [](Schedule& s) { swap(s, 1, recv_activation(0), recv_activation(1)); }, 1, recv_activation(1),
+     "the next message from rank 0 is the one for RecvActivation of micro-batch 0"},
+    {"SendsInAnotherOrderThanReceived", "1f1b",
+     [](Schedule& s) { move_before(s, 0, send_activation(0), Action::forward(2)); },  // behind that of 1
+     1, recv_activation(0), "the next message from rank 0 is the one for RecvActivation of micro-batch 1"},
+    {"DropsAReceive", "1f1b", [](Schedule& s) { erase(s, 1, recv_gradient(2)); }, 1, recv_gradient(2),
+     "it is missing; every micro-batch needs it on stage 1"},
+    {"DropsASend", "gpipe", [](Schedule& s) { erase(s, 2, send_gradient(5)); }, 2, send_gradient(5),
+     "it is missing; every micro-batch needs it on stage 2"},
+    {"SkipsAMicroBatch", "gpipe",
+     [](Schedule& s) {
+       for (int r = 0; r < 3; ++r)
+         std::erase_if(rank(s, r), [](const Action& action) { return action.micro_batch == 4; });
+     },
+     0, Action::forward(4), "it is missing; every micro-batch needs it on stage 0"},
+    {"SkipsABackward", "interleaved", [](Schedule& s) { erase(s, 1, Action::backward(3, 1)); }, 1,
+     Action::backward(3, 1), "it is missing; every micro-batch needs it on stage 4"},
+    {"SkipsAWeightPass", "zb-h1", [](Schedule& s) { erase(s, 2, Action::backward_weight(5)); }, 2,
+     Action::backward_weight(5), "it is missing"},
+    {"SkipsAnInputPass", "zb-v", [](Schedule& s) { erase(s, 0, Action::backward_input(0, 1)); }, 0,
+     Action::backward_input(0, 1), "it is missing"},
+    {"ForwardsTwice", "1f1b", [](Schedule& s) { rank(s, 2).push_back(Action::forward(5)); }, 2,
+     Action::forward(5), "it is there a second time"},
+    {"AddsAWeightGradientTwice", "zb-v",
+     [](Schedule& s) { rank(s, 1).push_back(Action::backward_weight(0, 1)); }, 1,
+     Action::backward_weight(0, 1), "it is there a second time"},
+    {"AddsAWeightPassToAWholeBackward", "1f1b",
+     [](Schedule& s) { rank(s, 1).push_back(Action::backward_weight(3)); }, 1, Action::backward_weight(3),
+     "the backward pass is there both whole and in parts"},
+    {"ForwardsBeforeItsInputHasCome", "1f1b",
+     [](Schedule& s) { swap(s, 1, recv_activation(0), Action::forward(0)); }, 1, Action::forward(0),
+     "its input has not come before it"},
+    {"ForwardsBeforeTheStageOnTheSameRank", "zb-v",  // stages 2 and 3 are both on rank 2
+     [](Schedule& s) { swap(s, 2, Action::forward(0, 0), Action::forward(0, 1)); }, 2, Action::forward(0, 1),
+     "its input has not come before it"},
+    {"BackwardBeforeItsGradientHasCome", "1f1b",
+     [](Schedule& s) { swap(s, 0, recv_gradient(0), Action::backward(0)); }, 0, Action::backward(0),
+     "the gradient of its output has not come before it"},
+    {"BackwardBeforeForward", "1f1b",
+     [](Schedule& s) { swap(s, 2, Action::forward(3), Action::backward(3)); }, 2, Action::backward(3),
+     "it comes before its Forward"},
+    {"WeightPassBeforeInputPass", "zb-h1",
+     [](Schedule& s) { swap(s, 0, Action::backward_input(2), Action::backward_weight(2)); }, 0,
+     Action::backward_weight(2), "it comes before its BackwardInput"},
+    {"SendsBeforeItsDataAreMade", "gpipe", [](Schedule& s) { move_to_front(s, 0, send_activation(2)); }, 0,
+     send_activation(2), "it comes before the Forward that makes its data"},
+    {"SendsAGradientBeforeItIsMade", "gpipe", [](Schedule& s) { move_to_front(s, 2, send_gradient(0)); }, 2,
+     send_gradient(0), "it comes before the backward pass that makes its data"},
+    {"ReceivesBeforeItsSendInACircle", "1f1b",  // rank 1 gets its gradient once it has sent its activation
+     [](Schedule& s) { move_to_front(s, 1, recv_gradient(0)); }, 1, recv_gradient(0),
+     "deadlock; rank 1 waits for rank 2 (RecvGradient of micro-batch 0); rank 2 waits for rank 1 "
+     "(RecvActivation "
+     "of micro-batch 0)"},
+    {"ReceivesInACircleOfAllRanks", "interleaved",  // with p = 3 the ranks are a ring
+     [](Schedule& s) { move_to_front(s, 0, recv_activation(0, 1)); }, 0, recv_activation(0, 1),
+     "deadlock; rank 0 waits for rank 2 (RecvActivation of micro-batch 0, chunk 1); rank 2 waits for rank 1 "
+     "(RecvActivation of micro-batch 0); rank 1 waits for rank 0 (RecvActivation of micro-batch 0)"},
+    {"ForwardsMoreThanItsMemoryHolds", "1f1b",
+     [](Schedule& s) {  // one more before the first backward
+       for (const Action& action : {recv_activation(2), Action::forward(2), send_activation(2)})
+         move_before(s, 1, action, recv_gradient(0));
+     },
+     1, Action::forward(2), "activations of 3 micro-batches are alive after it; the schedule promises 2"},
+    {"NamesAMicroBatchThatIsNotThere", "gpipe", [](Schedule& s) { rank(s, 1).push_back(Action::forward(6)); },
+     1, Action::forward(6), "micro-batches are 0 to 5"},
+    {"NamesAChunkThatIsNotThere", "gpipe", [](Schedule& s) { rank(s, 1).push_back(Action::forward(0, 1)); },
+     1, Action::forward(0, 1), "chunks are 0 to 0"},
+    {"SendsFromTheLastStage", "gpipe", [](Schedule& s) { rank(s, 2).push_back(send_activation(0)); }, 2,
+     send_activation(0), "stage 2 has no neighbour on another rank there"},
+    {"SendsToItself", "zb-v", [](Schedule& s) { rank(s, 2).push_back(send_activation(0)); }, 2,
+     send_activation(0), "stage 2 has no neighbour on another rank there"},
+};
+
+class BrokenSchedule : public ::testing::TestWithParam<Mutant> {};
+INSTANTIATE_TEST_SUITE_P(, BrokenSchedule, ::testing::ValuesIn(kMutants),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST_P(BrokenSchedule, IsCaughtWithRankActionAndReason) {
+  const Mutant& mutant = GetParam();
+  Schedule schedule = make_schedule(mutant.schedule, {.ranks = 3, .micro_batches = 6});
+  ASSERT_FALSE(find_fault(schedule).has_value());
+  mutant.break_it(schedule);
+  const auto fault = find_fault(schedule);
+  ASSERT_TRUE(fault.has_value());
+  EXPECT_EQ(fault->rank, mutant.rank) << fault->to_string();
+  EXPECT_EQ(fault->action, mutant.action) << fault->to_string();
+  EXPECT_NE(fault->reason.find(mutant.reason), std::string::npos) << fault->to_string();
+  if (fault->index >= 0) {
+    EXPECT_EQ(rank(schedule, fault->rank).at(static_cast<std::size_t>(fault->index)), fault->action);
+  }
+  expect_error<ConfigError>([&] { check_legal(schedule); },
+                            {"schedule " + schedule.name, fault->to_string()});
+  expect_error<ConfigError>([&] { (void)simulate(schedule); }, {fault->to_string()});
+}
+
+// add_messages cannot mend computations that wait for each other, and must not hide it.
+TEST(Messages, LeaveComputationsThatWaitForEachOtherToTheCheck) {
+  Schedule schedule("circle", {.ranks = 2, .micro_batches = 2});
+  schedule.actions[0] = {Action::forward(0), Action::backward(0), Action::forward(1), Action::backward(1)};
+  schedule.actions[1] = {Action::forward(1), Action::backward(1), Action::forward(0), Action::backward(0)};
+  add_messages(schedule);
+  const auto fault = find_fault(schedule);
+  ASSERT_TRUE(fault.has_value());
+  EXPECT_NE(fault->reason.find("deadlock"), std::string::npos) << fault->to_string();
+
+  Schedule incomplete("incomplete", {.ranks = 2, .micro_batches = 1});
+  incomplete.actions[1] = {Action::forward(0), Action::backward(0)};
+  add_messages(incomplete);
+  EXPECT_EQ(find_fault(incomplete)->action, Action::forward(0));
+}
+
+// --- Messages
+
+TEST(Messages, FollowTheComputationThatMakesThemAndComeBeforeTheOneThatNeedsThem) {
+  const Schedule schedule = schedule_1f1b({.ranks = 3, .micro_batches = 2});
+  EXPECT_EQ(list(schedule, 0), "F0 >1 F1 >1 <1 B0 <1 B1");
+  EXPECT_EQ(list(schedule, 1), "<0 F0 >2 <0 F1 >2 <2 B0 >0 <2 B1 >0");
+  EXPECT_EQ(list(schedule, 2), "<1 F0 B0 >1 <1 F1 B1 >1");
+  EXPECT_EQ(list(schedule_zb_v({.ranks = 2, .micro_batches = 1}), 1), "<0 F0 F0.1 >0 <0 B0.1 W0.1 B0 >0 W0");
+}
+
+TEST(Messages, KeepTheOrderOfAChannelWhereTheReceiverNeedsThemInAnother) {
+  // Rank 0 sends the activations of 0 and 1; rank 1 starts with 1, and so must take 0 first.
+  Schedule schedule("last first", {.ranks = 2, .micro_batches = 2});
+  schedule.actions[0] = {Action::forward(0), Action::forward(1), Action::backward(0), Action::backward(1)};
+  schedule.actions[1] = {Action::forward(1), Action::backward(1), Action::forward(0), Action::backward(0)};
+  add_messages(schedule);
+  EXPECT_EQ(list(schedule, 1), "<0 <0 F1 B1 >0 F0 B0 >0");
+  EXPECT_EQ(schedule.actions[1][0], recv_activation(0));
+  EXPECT_EQ(list(schedule, 0), "F0 >1 F1 >1 <1 <1 B0 B1");
+  EXPECT_FALSE(find_fault(schedule).has_value());
+}
+
+TEST(StageOrder, PlacesEveryStageOnce) {
+  for (const StageOrder order : {StageOrder::kLoop, StageOrder::kV}) {
+    for (int p = 1; p <= 8; ++p) {
+      for (int v = 1; v <= 4; ++v) {
+        const Schedule schedule("", {.ranks = p, .chunks = v}, order);
+        for (int stage = 0; stage < p * v; ++stage)
+          EXPECT_EQ(schedule.stage(schedule.rank_of(stage), schedule.chunk_of(stage)), stage);
+      }
+    }
+  }
+  const Schedule loop("", {.ranks = 3, .chunks = 2}), v("", {.ranks = 3, .chunks = 2}, StageOrder::kV);
+  const int loop_ranks[] = {0, 1, 2, 0, 1, 2}, v_ranks[] = {0, 1, 2, 2, 1, 0};
+  for (int stage = 0; stage < 6; ++stage) {
+    EXPECT_EQ(loop.rank_of(stage), loop_ranks[stage]);
+    EXPECT_EQ(v.rank_of(stage), v_ranks[stage]);
+  }
+  EXPECT_EQ(v.rank_after(2, 0), 2);
+  EXPECT_EQ(v.rank_after(0, 1), -1);
+  EXPECT_EQ(loop.rank_before(0, 1), 2);
+  EXPECT_EQ(loop.rank_before(0, 0), -1);
+}
+
+// --- The simulation, by hand
+
+TEST(Simulation, GivesTheTimesThatOneCountsByHand) {
+  const std::vector<StageCost> costs{
+      {.forward = 2, .backward_input = 1, .backward_weight = 1, .transfer = 0.5},
+      {.forward = 3, .backward_input = 2, .backward_weight = 2, .activations = 4}};
+  const Simulation simulation = simulate(schedule_1f1b({.ranks = 2, .micro_batches = 2}), costs);
+  const auto times = [&](std::size_t r) {
+    std::vector<std::pair<double, double>> result;
+    for (const TimedAction& timed : simulation.timeline[r])
+      if (timed.action.is_compute()) result.push_back({timed.start, timed.end});
+    return result;
+  };
+  // Rank 0: F0, F1, then it waits for gradients that leave rank 1 at 9.5 and 16.5 and travel for 0.5.
+  EXPECT_EQ(times(0), (std::vector<std::pair<double, double>>{{0, 2}, {2, 4}, {10, 12}, {17, 19}}));
+  EXPECT_EQ(times(1),
+            (std::vector<std::pair<double, double>>{{2.5, 5.5}, {5.5, 9.5}, {9.5, 12.5}, {12.5, 16.5}}));
+  EXPECT_EQ(simulation.total, 19);
+  EXPECT_EQ(simulation.idle, (std::vector<double>{11, 5}));
+  EXPECT_EQ(simulation.idle_inside, (std::vector<double>{11, 0}));
+  EXPECT_EQ(simulation.bubble(), 16.0 / 38);
+  EXPECT_EQ(simulation.peak_activations, (std::vector<double>{2, 4}));
+  EXPECT_EQ(simulation.num_messages, 4);
+}
+
+TEST(Simulation, LetsMessagesOfAChannelFollowEachOther) {
+  const Simulation simulation =
+      simulate(schedule_gpipe({.ranks = 2, .micro_batches = 3}), {.transfer = 2});  // slower than a forward
+  std::vector<double> starts;
+  for (const TimedAction& timed : simulation.timeline[1])
+    if (timed.action.kind == ActionKind::kForward) starts.push_back(timed.start);
+  EXPECT_EQ(starts, (std::vector<double>{3, 5, 7}));
+}
+
+TEST(Simulation, RefusesCostsOfAnotherNumberOfStages) {
+  expect_error<ConfigError>(
+      [] { (void)simulate(schedule_zb_v({.ranks = 2, .micro_batches = 3}), std::vector<StageCost>(2)); },
+      {"zb-v has 4 stages", "costs of 2"});
+}
+
+TEST(Simulation, TakesChunksAsPartsOfARank) {
+  const Schedule one = schedule_1f1b({.ranks = 4, .micro_batches = 8}),
+                 two = schedule_interleaved({.ranks = 4, .micro_batches = 8, .chunks = 2});
+  const StageCost cost{.forward = 4, .backward_input = 4, .backward_weight = 2};
+  EXPECT_EQ(simulate(one, cost).idle[0], 3 * 10);
+  EXPECT_EQ(simulate(two, cost.per_chunk(2)).idle[0], 3 * 10 / 2);
+}
+
+// --- Pictures
+
+TEST(Drawing, ShowsWhatTheSimulationSays) {
+  const Schedule schedule = schedule_1f1b({.ranks = 2, .micro_batches = 3});
+  EXPECT_EQ(draw(schedule, simulate(schedule)),
+            "1f1b: 2 ranks, 3 micro-batches    F forward, B backward\n"
+            "0  F0 F1 ......B0    F2 B1    ...B2\n"
+            "1  ...F0 B0    F1 B1    F2 B2    ......\n"
+            "bubble 25.0 % of 12\n"
+            "idle, by rank                          3 3\n"
+            "idle between first and last action     3 0\n"
+            "most activations alive                 2 1\n"
+            "messages 6\n");
+}
+
+TEST(Drawing, IsTheSameInColour) {
+  for (const std::string& name : schedule_names()) {
+    const Schedule schedule = make_schedule(name, {.ranks = 4, .micro_batches = 8});
+    const std::string plain = draw(schedule, simulate(schedule)),
+                      coloured = draw(schedule, simulate(schedule), {.colour = true});
+    std::string stripped;
+    for (std::size_t i = 0; i < coloured.size(); ++i) {
+      if (coloured[i] == '\x1b') i = coloured.find('m', i) + 1;
+      while (coloured[i] == '\x1b') i = coloured.find('m', i) + 1;
+      stripped += coloured[i];
+    }
+    const auto without_spaces = [](std::string text) {  // a coloured cell goes on to its end
+      std::erase(text, ' ');
+      return text;
+    };
+    EXPECT_NE(coloured, plain);
+    EXPECT_EQ(without_spaces(stripped), without_spaces(plain));
+  }
+}
+
+TEST(Drawing, GoesOnBelowWhereALineIsFull) {
+  const Schedule schedule = schedule_interleaved({.ranks = 4, .micro_batches = 32, .chunks = 3});
+  const std::string picture = draw(schedule, simulate(schedule), {.width = 80});
+  std::istringstream lines(picture.substr(picture.find('\n') + 1));
+  int num_lines_of_rank_0 = 0;
+  for (std::string line; std::getline(lines, line) && !line.starts_with("bubble");) {
+    EXPECT_LE(line.size(), 80u);
+    num_lines_of_rank_0 += line.starts_with("0  ");
+  }
+  // 96 forwards and 96 backwards of two units, and 3·3 units of bubble, in cells of 4 columns: 19 in a line.
+  EXPECT_EQ(num_lines_of_rank_0, (96 * 3 + 9 + 18) / 19);
+  EXPECT_NE(picture.find("F31c"), std::string::npos);
+}
+
+// --- Names and sizes
+
+TEST(MakeSchedule, NamesTheKnownOnesForAnotherName) {
+  expect_error<ConfigError>([] { (void)make_schedule("1F1B", {}); },
+                            {"'1F1B'", "did you mean '1f1b'?", "gpipe, 1f1b, interleaved, zb-h1, zb-v"});
+  for (const std::string& name : schedule_names())
+    EXPECT_EQ(make_schedule(name, {.ranks = 2, .micro_batches = 4}).name, name);
+}
+
+TEST(MakeSchedule, RefusesSizesThatAScheduleCannotHave) {
+  const auto make = [](const char* name, const PipelineSize& size) {
+    return [=] { (void)make_schedule(name, size); };
+  };
+  expect_error<ConfigError>(make("interleaved", {.ranks = 4, .micro_batches = 10}),
+                            {"4 ranks do not divide 10 micro-batches", "take 8 or 12", "1f1b"});
+  expect_error<ConfigError>(make("interleaved", {.ranks = 4, .micro_batches = 3}), {"take 4, or"});
+  expect_error<ConfigError>(make("zb-v", {.ranks = 4, .micro_batches = 8, .chunks = 3}), {"2 chunks", "3"});
+  expect_error<ConfigError>(make("1f1b", {.ranks = 4, .micro_batches = 8, .chunks = 2}),
+                            {"1 chunk on each rank, but 2", "interleaved"});
+  for (const std::string& name : schedule_names()) {
+    expect_error<ConfigError>(make(name.c_str(), {.ranks = 0, .micro_batches = 8}),
+                              {"at least 1 rank", "0, 8"});
+    expect_error<ConfigError>(make(name.c_str(), {.ranks = 2, .micro_batches = 0}), {"2, 0"});
+    expect_error<ConfigError>(make(name.c_str(), {.ranks = 2, .micro_batches = 4, .chunks = -1}), {"-1"});
+  }
+}
+
+TEST(MakeSchedule, TakesItsOwnNumberOfChunksUnlessTold) {
+  const PipelineSize size{.ranks = 2, .micro_batches = 4};
+  EXPECT_EQ(make_schedule("1f1b", size).num_chunks, 1);
+  EXPECT_EQ(make_schedule("interleaved", size).num_chunks, 2);
+  EXPECT_EQ(make_schedule("zb-v", size).num_chunks, 2);
+}
+
+}  // namespace
+}  // namespace tessera::dist
