@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cctype>
 #include <cmath>
-#include <limits>
-#include <string_view>
+#include <cstddef>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -38,6 +38,25 @@ std::string cell_text(const Schedule& schedule, const Action& action) {
   return text;
 }
 
+// The shortest pass, but for those that make up less than a twentieth of all work: one stage with little to
+// do must not stretch the picture.
+double shortest_that_counts(const Simulation& simulation) {
+  std::vector<double> durations;
+  for (const auto& rank : simulation.timeline) {
+    for (const TimedAction& timed : rank) {
+      if (timed.action.is_compute()) durations.push_back(timed.end - timed.start);
+    }
+  }
+  std::sort(durations.begin(), durations.end());
+  const double work = std::accumulate(durations.begin(), durations.end(), 0.0);
+  double shorter = 0;
+  for (const double duration : durations) {
+    shorter += duration;
+    if (shorter > work / 20) return duration;
+  }
+  return work;
+}
+
 // A rank's whole line: characters, and where the colour changes.
 struct Line {
   std::string text;
@@ -48,19 +67,13 @@ class Picture {
  public:
   Picture(const Schedule& schedule, const Simulation& simulation, const DrawingOptions& options)
       : schedule_(schedule), simulation_(simulation), options_(options) {
-    double shortest = std::numeric_limits<double>::infinity();
-    for (const auto& rank : simulation.timeline) {
-      for (const TimedAction& timed : rank) {
-        if (timed.action.is_compute() && timed.end > timed.start)
-          shortest = std::min(shortest, timed.end - timed.start);
-      }
-    }
+    const double unit = shortest_that_counts(simulation);
     const Action widest = Action::forward(schedule.num_micro_batches - 1, schedule.num_chunks - 1);
     const auto narrow = static_cast<int>(cell_text(schedule, widest).size());
-    const double cells = simulation.total / shortest;
+    const double cells = simulation.total / unit;
     // With a space behind each cell, if the picture then fits into one row of blocks.
     cell_ = cells * (narrow + 1) <= room() ? narrow + 1 : narrow;
-    columns_per_time_ = std::isfinite(shortest) ? cell_ / shortest : 0;
+    columns_per_time_ = cell_ / unit;
   }
 
   [[nodiscard]] std::string text() const {
@@ -157,6 +170,8 @@ std::string draw(const Schedule& schedule, const Simulation& simulation, const D
     throw ConfigError(fmt::format("draw: a schedule of {} ranks with a simulation of {}",
                                   schedule.actions.size(), simulation.timeline.size()));
   }
+  if (!(simulation.total > 0))
+    throw ConfigError(fmt::format("draw: every action of schedule {} takes no time", schedule.name));
   return Picture(schedule, simulation, options).text();
 }
 

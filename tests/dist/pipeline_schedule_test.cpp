@@ -379,6 +379,18 @@ TEST(OwnSchedule, IsAFunctionOfTwentyLines) {
             gradients_of_one_rank(4, 8));
 }
 
+TEST(OwnSchedule, StandsInThePageAsItIsHere) {
+  const std::filesystem::path source = TESSERA_SOURCE_DIR;
+  const std::string here = data::read_file(source / "tests/dist/pipeline_schedule_test.cpp");
+  const std::size_t begin = here.find("Schedule schedule_capped(");
+  std::istringstream lines(here.substr(begin, here.find("\n}\n", begin) + 2 - begin));
+  std::string in_page;
+  int num_lines = 0;
+  for (std::string line; std::getline(lines, line); ++num_lines) in_page += "    " + line + "\n";
+  EXPECT_LE(num_lines, 20);
+  EXPECT_NE(data::read_file(source / "docs/pipelines.md").find(in_page), std::string::npos) << in_page;
+}
+
 // --- The check, on schedules broken on purpose
 
 using Break = std::function<void(Schedule&)>;
@@ -662,6 +674,20 @@ TEST(Drawing, IsTheSameInColour) {
     EXPECT_NE(coloured, plain);
     EXPECT_EQ(without_spaces(stripped), without_spaces(plain));
   }
+}
+
+TEST(Drawing, IsNotStretchedByAStageWithLittleToDo) {
+  std::vector<StageCost> costs(2);
+  costs[1] = {.forward = 1e-3, .backward_input = 1e-3, .backward_weight = 1e-3};
+  const Schedule schedule = schedule_1f1b({.ranks = 2, .micro_batches = 3});
+  const std::string picture = draw(schedule, simulate(schedule, costs));
+  EXPECT_NE(picture.find("\n0  F0 F1 B0    F2 B1    B2\n"), std::string::npos) << picture;
+}
+
+TEST(Drawing, RefusesWhatTakesNoTime) {
+  const Schedule schedule = schedule_gpipe({.ranks = 2, .micro_batches = 3});
+  const StageCost nothing{.forward = 0, .backward_input = 0, .backward_weight = 0};
+  expect_error<ConfigError>([&] { (void)draw(schedule, simulate(schedule, nothing)); }, {"gpipe", "no time"});
 }
 
 TEST(Drawing, GoesOnBelowWhereALineIsFull) {

@@ -1,4 +1,5 @@
-// The commands of docs/examples.md work as they stand there.
+// The commands of docs/examples.md work as they stand there; those of docs/pipelines.md print what stands
+// below them.
 
 #include "tests/examples/workplace.h"
 
@@ -28,6 +29,62 @@ TEST_F(Page, OfTheExamplesHasCommandsThatWork) {
   EXPECT_EQ(outcome.status, 0) << outcome.all();
   EXPECT_NE(outcome.out.find("resuming after step 60"), std::string::npos) << outcome.out;
   EXPECT_EQ(read_log("run/log.jsonl").size(), 80u);
+}
+
+// Commands of one line with their output below them, as far as it is indented.
+struct Shown {
+  std::string arguments, output;
+};
+
+std::vector<Shown> shown_commands(const std::string& page, const std::string& prompt) {
+  std::vector<Shown> result;
+  std::istringstream lines(page);
+  bool inside = false;
+  for (std::string line; std::getline(lines, line);) {
+    if (line.starts_with(prompt)) {
+      result.push_back({line.substr(prompt.size()), ""});
+      inside = true;
+    } else if (inside && line.starts_with("    ")) {
+      result.back().output += line.substr(4) + "\n";
+    } else {
+      inside = false;
+    }
+  }
+  return result;
+}
+
+TEST(PipelinePage, ShowsWhatItsCommandsPrint) {
+  const std::filesystem::path program =
+      std::filesystem::read_symlink("/proc/self/exe").parent_path() / "pipeline_schedules";
+  const std::string page = read_file(std::filesystem::path(TESSERA_SOURCE_DIR) / "docs/pipelines.md");
+  const auto shown = shown_commands(page, "    $ build/release/bin/pipeline_schedules ");
+  EXPECT_GE(shown.size(), 8u);
+  for (const auto& [arguments, output] : shown) {
+    std::vector<std::string> command{program};
+    for (const std::string& word : words(arguments)) command.push_back(word);
+    const Outcome outcome = Child(command, {}).wait();
+    EXPECT_EQ(outcome.status, 0) << outcome.all();
+    EXPECT_EQ(outcome.out, output) << arguments;
+  }
+}
+
+TEST(PipelinePage, HasAProgramThatRefusesWhatItCannotDraw) {
+  const std::filesystem::path program =
+      std::filesystem::read_symlink("/proc/self/exe").parent_path() / "pipeline_schedules";
+  const struct {
+    const char *arguments, *message;
+  } kMistakes[] = {{"--schedule zbv", "did you mean 'zb-v'?"},
+                   {"--schedule interleaved --micro-batches 6", "4 ranks do not divide 6 micro-batches"},
+                   {"--list 4", "ranks are 0 to 3"},
+                   {"--stages 0", "expected a number from 1"},
+                   {"--forward 0 --backward-input 0 --backward-weight 0", "takes no time"}};
+  for (const auto& [arguments, message] : kMistakes) {
+    std::vector<std::string> command{program};
+    for (const std::string& word : words(arguments)) command.push_back(word);
+    const Outcome outcome = Child(command, {}).wait();
+    EXPECT_EQ(outcome.status, 2) << arguments;
+    EXPECT_NE(outcome.err.find(message), std::string::npos) << outcome.all();
+  }
 }
 
 }  // namespace
