@@ -20,6 +20,11 @@ namespace {
 
 constexpr int kNumKinds = 8;
 
+bool is_of_backward(ActionKind kind) {
+  return kind != ActionKind::kForward && kind != ActionKind::kSendActivation &&
+         kind != ActionKind::kRecvActivation;
+}
+
 class Check {
  public:
   explicit Check(const Schedule& schedule)
@@ -54,6 +59,8 @@ class Check {
           return ScheduleFault{rank, i, action, fmt::format("micro-batches are 0 to {}", m_ - 1)};
         if (action.chunk < 0 || action.chunk >= v_)
           return ScheduleFault{rank, i, action, fmt::format("chunks are 0 to {}", v_ - 1)};
+        if (schedule_.is_forward_only && is_of_backward(action.kind))
+          return ScheduleFault{rank, i, action, "the schedule is of forwards alone"};
         if (!action.is_compute() && !has_message(rank, action)) {
           return ScheduleFault{rank, i, action,
                                fmt::format("stage {} has no neighbour on another rank there",
@@ -101,14 +108,19 @@ class Check {
 
   std::vector<Action> needed_by(int rank, int chunk, int i) {
     std::vector<Action> needed{Action::forward(i, chunk)};
-    if (seen(rank, Action::backward_input(i, chunk)) || seen(rank, Action::backward_weight(i, chunk))) {
-      needed.push_back(Action::backward_input(i, chunk));
-      needed.push_back(Action::backward_weight(i, chunk));
-    } else {
-      needed.push_back(Action::backward(i, chunk));
+    if (!schedule_.is_forward_only) {
+      const bool is_split =
+          seen(rank, Action::backward_input(i, chunk)) || seen(rank, Action::backward_weight(i, chunk));
+      if (is_split) {
+        needed.push_back(Action::backward_input(i, chunk));
+        needed.push_back(Action::backward_weight(i, chunk));
+      } else {
+        needed.push_back(Action::backward(i, chunk));
+      }
     }
     for (const ActionKind kind : {ActionKind::kSendActivation, ActionKind::kRecvActivation,
                                   ActionKind::kSendGradient, ActionKind::kRecvGradient}) {
+      if (schedule_.is_forward_only && is_of_backward(kind)) continue;
       if (has_message(rank, {kind, i, chunk})) needed.push_back({kind, i, chunk});
     }
     return needed;
@@ -145,7 +157,7 @@ class Check {
     switch (action.kind) {
       case ActionKind::kForward:
         if (!input_is_here(rank, action)) return "its input has not come before it";
-        if (++live_[static_cast<std::size_t>(rank)] > most_live(rank))
+        if (!schedule_.is_forward_only && ++live_[static_cast<std::size_t>(rank)] > most_live(rank))
           return fmt::format("activations of {} micro-batches are alive after it; the schedule promises {}",
                              live_[static_cast<std::size_t>(rank)], most_live(rank));
         break;

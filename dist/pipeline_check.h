@@ -22,7 +22,8 @@ struct ScheduleFault {
 ///
 ///  1. every action names a micro-batch and a chunk that there are, every message has a rank to go to;
 ///  2. on every stage every micro-batch has one Forward, and one Backward or one BackwardInput and one
-///     BackwardWeight; every boundary between two ranks that it crosses has one send and one receive;
+///     BackwardWeight; every boundary between two ranks that it crosses has one send and one receive, each
+///     way; in a schedule of forwards alone there is no backward, and one way;
 ///  3. an action comes after what it needs: Forward after its input has come, Backward and BackwardInput
 ///     after Forward and after the gradient of the output has come, BackwardWeight after BackwardInput, a
 ///     send after what makes its data;

@@ -132,9 +132,11 @@ class Picture {
     for (const TimedAction& timed : simulation_.timeline.front())
       is_split = is_split || timed.action.kind == ActionKind::kBackwardWeight;
     const int v = schedule_.num_chunks;
-    std::string text = fmt::format("{}: {} ranks, {} micro-batches", schedule_.name, schedule_.num_ranks,
-                                   schedule_.num_micro_batches);
+    const int p = schedule_.num_ranks, m = schedule_.num_micro_batches;
+    std::string text = fmt::format("{}: {} rank{}, {} micro-batch{}", schedule_.name, p, p == 1 ? "" : "s", m,
+                                   m == 1 ? "" : "es");
     if (v > 1) text += fmt::format(", {} chunks", v);
+    if (schedule_.is_forward_only) return text + (v == 2 ? "    F forward, f of chunk 1" : "    F forward");
     text += is_split ? "    F forward, B to input, W to weights" : "    F forward, B backward";
     if (v == 2) text += is_split ? "; f, b, w: chunk 1" : "; f, b: chunk 1";
     if (v > 2) text += "; chunks a, b, ...";

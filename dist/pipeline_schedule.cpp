@@ -166,6 +166,18 @@ void add_messages(Schedule& schedule) {
   }
 }
 
+Schedule forward_only(Schedule schedule) {
+  for (auto& actions : schedule.actions) {
+    std::erase_if(actions, [](const Action& action) {
+      return action.kind != ActionKind::kForward && action.kind != ActionKind::kSendActivation &&
+             action.kind != ActionKind::kRecvActivation;
+    });
+  }
+  schedule.most_live.clear();
+  schedule.is_forward_only = true;
+  return schedule;
+}
+
 std::string list(const Schedule& schedule, int rank) {
   std::string result;
   for (const Action& action : schedule.actions.at(static_cast<std::size_t>(rank))) {

@@ -110,6 +110,7 @@ struct Schedule {
   /// [rank], of how many micro-batches it holds a stage's activations at most: from Forward until Backward or
   /// BackwardWeight has ended. The generator promises it, the check verifies it. Empty: no promise.
   std::vector<int> most_live;
+  bool is_forward_only = false;  ///< for evaluation: no gradients, and nothing is kept for them
 
   [[nodiscard]] int num_stages() const noexcept { return num_ranks * num_chunks; }
   [[nodiscard]] int stage(int rank, int chunk) const noexcept;
@@ -127,6 +128,10 @@ struct Schedule {
 /// data; before what needs a message, the receives from its sender up to that message, so that the order of
 /// each channel is kept. A generator orders computations and ends with this.
 void add_messages(Schedule& schedule);
+
+/// The forwards of a schedule and their messages, in the same order: to evaluate a model that is laid out for
+/// it. Legal if the schedule is.
+[[nodiscard]] Schedule forward_only(Schedule schedule);
 
 /// A rank's list in one line: "F0 >1 F1 >1 <1 B0 ...": forward, a send to rank 1, a receive from it,
 /// backward (to the input alone where there is a W, to the weights). "F0.1" is of chunk 1.

@@ -102,12 +102,13 @@ class Clockwork {
   }
 
   // How long it takes; keeps the account of memory.
-  static double compute(RankState& state, const Action& action, const StageCost& cost) {
+  double compute(RankState& state, const Action& action, const StageCost& cost) const {
     const double kept = cost.activations * cost.kept_for_weights;
     switch (action.kind) {
       case ActionKind::kForward:
         state.activations += cost.activations;
         state.peak_activations = std::max(state.peak_activations, state.activations);
+        if (schedule_.is_forward_only) state.activations = 0;
         return cost.forward;
       case ActionKind::kBackward:
         state.activations -= cost.activations;

@@ -38,7 +38,8 @@ struct Simulation {
   /// [rank], the part of idle that lies between the rank's first computation and its last. Only this is lost
   /// where ranks need not begin and end a step together.
   std::vector<double> idle_inside;
-  std::vector<double> peak_activations;  ///< [rank], as StageCost counts them
+  /// [rank], as StageCost counts them. Where there are forwards alone: those of one pass, which go with it.
+  std::vector<double> peak_activations;
   std::int64_t num_messages = 0;
 
   /// The share of all ranks' time that is idle: Σ idle / (p·total).

@@ -121,6 +121,21 @@ TEST_P(EachSchedule, ComputesNothingButItsPasses) {
   });
 }
 
+TEST_P(EachSchedule, IsLegalWithForwardsAlone) {
+  for_each_size(GetParam(), [](const Case& c) {
+    const Schedule schedule = forward_only(c.schedule);
+    const auto fault = find_fault(schedule);
+    ASSERT_FALSE(fault.has_value()) << fault->to_string();
+    const Simulation whole = simulate(c.schedule), simulation = simulate(schedule);
+    EXPECT_EQ(2 * simulation.num_messages, whole.num_messages);
+    EXPECT_EQ(simulation.total - simulation.idle.front(), c.m * c.v);
+    EXPECT_EQ(simulation.peak_activations, std::vector<double>(static_cast<std::size_t>(c.p), 1.0));
+    if (c.v == 1) {
+      EXPECT_EQ(simulation.total, c.m + c.p - 1);
+    }
+  });
+}
+
 // --- Formulas of bubbles, activations and messages
 
 // Idle time of each rank, which is the same for all.
@@ -507,6 +522,18 @@ const Mutant kMutants[] = {
      1, Action::forward(0, 1), "chunks are 0 to 0"},
     {"SendsFromTheLastStage", "gpipe", [](Schedule& s) { rank(s, 2).push_back(send_activation(0)); }, 2,
      send_activation(0), "stage 2 has no neighbour on another rank there"},
+    {"BackwardWhereThereAreForwardsAlone", "gpipe",
+     [](Schedule& s) {
+       s = forward_only(s);
+       rank(s, 2).push_back(Action::backward(0));
+     },
+     2, Action::backward(0), "the schedule is of forwards alone"},
+    {"EvaluatesWithoutAMicroBatch", "zb-v",
+     [](Schedule& s) {
+       s = forward_only(s);
+       erase(s, 0, Action::forward(5, 1));
+     },
+     0, Action::forward(5, 1), "it is missing"},
     {"SendsToItself", "zb-v", [](Schedule& s) { rank(s, 2).push_back(send_activation(0)); }, 2,
      send_activation(0), "stage 2 has no neighbour on another rank there"},
 };
@@ -688,6 +715,15 @@ TEST(Drawing, RefusesWhatTakesNoTime) {
   const Schedule schedule = schedule_gpipe({.ranks = 2, .micro_batches = 3});
   const StageCost nothing{.forward = 0, .backward_input = 0, .backward_weight = 0};
   expect_error<ConfigError>([&] { (void)draw(schedule, simulate(schedule, nothing)); }, {"gpipe", "no time"});
+}
+
+TEST(Drawing, HasAColourForEachKindOfPassAndShadesForChunks) {
+  const Schedule schedule = schedule_zb_v({.ranks = 1, .micro_batches = 1});
+  const std::string picture = draw(schedule, simulate(schedule), {.colour = true});
+  EXPECT_NE(picture.find("\n0  \x1b[30;44mF0 \x1b[30;104mf0 \x1b[30;102mb0 \x1b[30;103mw0 \x1b[30;42mB0 "
+                         "\x1b[30;43mW0 \x1b[0m\n"),
+            std::string::npos)
+      << picture;
 }
 
 TEST(Drawing, GoesOnBelowWhereALineIsFull) {
