@@ -12,6 +12,7 @@ namespace tessera::optim {
 ///           exactness for a steep start: what is 1/400 of the norm is there after five.
 /// Shapes    x [M, N] → [M, N], of the same dtype. A matrix of zeros stays one.
 /// Cost      2 · steps · k² (2 max(M, N) + k) operations, k = min(M, N); memory of about two more matrices.
+/// Precision That of x; torch.optim.Muon rounds x and all products to bf16.
 /// Errors    ShapeError for another number of dimensions than two.
 /// Source    Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; the iteration is
 ///           Kovarik's and Björck & Bowie's (1970, 1971).
@@ -51,6 +52,8 @@ struct MuonConfig {
 ///
 /// What is no hidden matrix goes to AdamW, inside of this optimizer. Which is which is said by name, never by
 /// shape: a piece of a matrix has one dimension, and an embedding has two.
+///
+/// The formula is torch.optim.Muon's, with other defaults: docs/optim.md sets the two side by side.
 ///
 /// Memory    For a matrix one momentum in f32 (f64); for others AdamW's two moments; masters for 16-bit ones.
 ///           While one matrix is updated, about four times its whole size in f32.

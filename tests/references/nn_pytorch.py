@@ -1,7 +1,6 @@
 """Writes tests/nn/pytorch_values.h: losses, logits and gradients of PyTorch, in f64.
 
-    pip install torch
-    python tests/references/nn_pytorch.py > tests/nn/pytorch_values.h
+README.md beside this file has the command.
 
 The models are written here from PyTorch's own layers, after the papers. Their parameters, in the order of the lists
 below, are dyadic fractions that the test makes by the same formula:

@@ -1,7 +1,6 @@
 """Writes tests/optim/deepspeed_values.h: learning rates, momenta and loss scales of DeepSpeed.
 
-    pip install torch deepspeed
-    python tests/references/optim_deepspeed.py > tests/optim/deepspeed_values.h
+README.md beside this file has the command.
 
 Row `step` holds what the optimizer has when it does update number `step` (from 0): the scheduler is constructed, and
 stepped after each update, as DeepSpeed's engine does.
