@@ -22,8 +22,15 @@ double norm_of(const Tensor& x) {
 
 double step_scale(MuonScale scale, const Shape& whole) {
   const auto rows = static_cast<double>(whole[0]), columns = static_cast<double>(whole[1]);
-  return scale == MuonScale::kSpectral ? std::sqrt(std::max(1.0, rows / columns))
-                                       : 0.2 * std::sqrt(std::max(rows, columns));
+  switch (scale) {
+    case MuonScale::kSpectral:
+      return std::sqrt(std::max(1.0, rows / columns));
+    case MuonScale::kAdamRms:
+      return 0.2 * std::sqrt(std::max(rows, columns));
+    case MuonScale::kSpectralUnclamped:
+      return std::sqrt(rows / columns);
+  }
+  throw ConfigError("Muon: MuonConfig::scale is none of the enum's values");
 }
 
 }  // namespace

@@ -18,10 +18,14 @@ namespace tessera::optim {
 ///           Kovarik's and Björck & Bowie's (1970, 1971).
 [[nodiscard]] Tensor newton_schulz(const Tensor& x, int steps = 5);
 
-/// How long the step of a matrix [M, N] is, besides lr.
+/// How long the step of a matrix [M, N] is, besides lr. PyTorch's adjust_lr_fn calls them "original",
+/// "match_rms_adamw" and "spectral_unclamped".
 enum class MuonScale : std::uint8_t {
   kSpectral,  ///< √max(1, M/N): Jordan et al., 2024
   kAdamRms,   ///< 0.2 √max(M, N): elements move about as far as AdamW's, one lr for both (Liu et al., 2025)
+  /// √(M/N), below 1 for wide matrices too: a layer's outputs then change by about lr, whatever its width
+  /// (Yang et al., "A spectral condition for feature learning", 2023)
+  kSpectralUnclamped,
 };
 
 /// Names that Muon leaves to AdamW in transformers: biases and gains of norms, embeddings (`wte`, `wpe`,

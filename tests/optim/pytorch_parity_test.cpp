@@ -87,6 +87,10 @@ const Case kMuonCases[] = {
      [](const std::vector<Tensor>& p) {
        return make_muon(p, {.scale = MuonScale::kAdamRms, .weight_decay = 0.1});
      }},
+    {"muon_spectral_unclamped", 0.0625,
+     [](const std::vector<Tensor>& p) {
+       return make_muon(p, {.scale = MuonScale::kSpectralUnclamped, .weight_decay = 0.1});
+     }},
     {"muon_three_iterations", 0.0625,
      [](const std::vector<Tensor>& p) { return make_muon(p, {.momentum = 0.9, .newton_schulz_steps = 3}); }},
 };

@@ -42,6 +42,7 @@ MUON_CASES = [  # name, lr, settings
     ("muon_defaults", 0.0625, {}),
     ("muon_plain", 0.0625, {"momentum": 0.5, "nesterov": False, "weight_decay": 0.5}),
     ("muon_match_rms_adamw", 0.0625, {"adjust_lr_fn": "match_rms_adamw"}),
+    ("muon_spectral_unclamped", 0.0625, {"adjust_lr_fn": "spectral_unclamped"}),
     ("muon_three_iterations", 0.0625, {"momentum": 0.9, "ns_steps": 3, "weight_decay": 0.0}),
 ]
 
