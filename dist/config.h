@@ -57,6 +57,8 @@ struct Config {
     double initial_accumulator_value = 0.0;        ///< of Adagrad
     std::optional<double> adam_lr = std::nullopt;  ///< of Muon, for what it leaves to AdamW; none: lr
     std::int64_t ns_steps = 5;                     ///< of Muon: Newton-Schulz steps
+    /// Of Muon, how long a matrix's step is beside lr: original, match_rms_adamw or spectral_unclamped
+    std::string adjust_lr_fn = "original";
   } optimizer;
 
   struct Scheduler {

@@ -46,6 +46,7 @@ std::string describe_optimizer(const Config& config) {
   if (o.initial_accumulator_value != 0.0) text += fmt::format(", sums from {}", o.initial_accumulator_value);
   text += fmt::format(", weight decay {}{}", o.weight_decay, o.decoupled_decay ? "" : " in the gradient");
   if (o.type == "Muon") {
+    if (o.adjust_lr_fn != "original") text += fmt::format(", steps scaled by {}", o.adjust_lr_fn);
     text += fmt::format(", {} Newton-Schulz steps; AdamW for the rest: lr {}, betas {} {}, eps {}",
                         o.ns_steps, o.adam_lr.value_or(o.lr), o.beta1, o.beta2, o.epsilon);
   }

@@ -78,6 +78,9 @@ void read_muon(ConfigFile& params, Optimizer& optimizer) {
   optimizer.nesterov = params.boolean("nesterov").value_or(optimizer.nesterov);
   optimizer.ns_steps = params.integer("ns_steps").value_or(optimizer.ns_steps);
   if (optimizer.ns_steps < 1) params.refuse("ns_steps", "must be at least 1");
+  static const std::array<std::string, 3> kScales{"original", "match_rms_adamw", "spectral_unclamped"};
+  optimizer.adjust_lr_fn = params.text("adjust_lr_fn").value_or(optimizer.adjust_lr_fn);
+  check_name("optimizer.params.adjust_lr_fn", optimizer.adjust_lr_fn, kScales);
   if (params.number("lr")) optimizer.adam_lr = optimizer.lr;
   if (const auto lr = params.number("adam_lr")) optimizer.adam_lr = *lr;
   set_number(params, "muon_lr", optimizer.lr);

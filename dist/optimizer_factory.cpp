@@ -1,5 +1,8 @@
 #include "dist/optimizer_factory.h"
 
+#include <fmt/format.h>
+
+#include "kernels/error.h"
 #include "optim/adagrad.h"
 #include "optim/adam.h"
 #include "optim/lamb.h"
@@ -8,6 +11,17 @@
 #include "optim/sgd.h"
 
 namespace tessera::dist {
+namespace {
+
+optim::MuonScale muon_scale(const std::string& adjust_lr_fn) {
+  if (adjust_lr_fn == "original") return optim::MuonScale::kSpectral;
+  if (adjust_lr_fn == "match_rms_adamw") return optim::MuonScale::kAdamRms;
+  if (adjust_lr_fn == "spectral_unclamped") return optim::MuonScale::kSpectralUnclamped;
+  throw ConfigError(fmt::format(
+      "Muon: adjust_lr_fn must be original, match_rms_adamw or spectral_unclamped, got {}", adjust_lr_fn));
+}
+
+}  // namespace
 
 std::unique_ptr<optim::Optimizer> make_optimizer(const Config::Optimizer& c, const NamedTensors& pieces,
                                                  const std::vector<optim::ParameterGroup>& groups,
@@ -51,6 +65,7 @@ std::unique_ptr<optim::Optimizer> make_optimizer(const Config::Optimizer& c, con
     muon.momentum = c.momentum;
     muon.nesterov = c.nesterov;
     muon.newton_schulz_steps = static_cast<int>(c.ns_steps);
+    muon.scale = muon_scale(c.adjust_lr_fn);
     muon.weight_decay = c.weight_decay;
     muon.adamw_lr_scale = c.adam_lr && c.lr > 0.0 ? *c.adam_lr / c.lr : 1.0;
     muon.beta1 = c.beta1;

@@ -188,7 +188,8 @@ TEST(ConfigMesh, IsDescribedInALineForEachSubject) {
       "optimizer   AdamW: lr 0.001, betas 0.9 0.95, eps 1e-08, weight decay 0.1; gradient norm up to 1\n");
   const Config config = read(R"({"mesh": "cp=2,tp=2", "tensor_parallel": {"sequence_parallel": true},
       "fp16": {"enabled": true}, "gradient_clipping": 0, "activation_checkpointing": {"partition_activations": true},
-      "optimizer": {"type": "Muon"}, "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 20}},
+      "optimizer": {"type": "Muon", "params": {"adjust_lr_fn": "match_rms_adamw"}},
+      "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 20}},
       "zero_optimization": {"stage": 3, "mics_shard_size": 2, "keep_full_gradients": true}})");
   const MeshShape mesh = resolve_mesh(config, 8);
   EXPECT_EQ(
@@ -196,8 +197,8 @@ TEST(ConfigMesh, IsDescribedInALineForEachSubject) {
       "mesh        dp=2,cp=2,tp=2: 8 ranks; sequence parallel over tp; ring attention over cp\n"
       "batch       24 sequences = 4 micro_batch x 3 accumulation x 2 dp\n"
       "precision   f16 parameters and activations; f32 gradients and masters; dynamic loss scale from 2^16\n"
-      "optimizer   Muon: lr 0.02, momentum 0.95 (Nesterov), weight decay 0, 5 Newton-Schulz steps; AdamW for "
-      "the rest: lr 0.0003, betas 0.9 0.95, eps 1e-10\n"
+      "optimizer   Muon: lr 0.02, momentum 0.95 (Nesterov), weight decay 0, steps scaled by match_rms_adamw, "
+      "5 Newton-Schulz steps; AdamW for the rest: lr 0.0003, betas 0.9 0.95, eps 1e-10\n"
       "schedule    WarmupLR: warmup_num_steps 20\n"
       "ZeRO        stage 3 over 4 data ranks: parameters, gradients, optimizer state; MiCS, groups of 2; "
       "gradients whole until the last micro-batch\n"

@@ -74,6 +74,9 @@ const std::vector<KeyRow>& keys() {
        [](C c) { return c.optimizer.lr == 0.25 && c.optimizer.adam_lr == 0.5; }},
       {"optimizer.params.ns_steps", R"({"optimizer": {"type": "Muon", "params": {"ns_steps": 3}}})",
        [](C c) { return c.optimizer.ns_steps == 3; }},
+      {"optimizer.params.adjust_lr_fn",
+       R"({"optimizer": {"type": "Muon", "params": {"adjust_lr_fn": "match_rms_adamw"}}})",
+       [](C c) { return c.optimizer.adjust_lr_fn == "match_rms_adamw"; }},
       {"bf16.enabled", R"({"bf16": {"enabled": true}})", [](C c) { return c.dtype == kBF16; }},
       {"fp16.enabled", R"({"fp16": {"enabled": true}})", [](C c) { return c.dtype == kF16; }},
       {"fp16.loss_scale", R"({"fp16": {"loss_scale": 128}})", [](C c) { return c.fp16.loss_scale == 128; }},
@@ -278,6 +281,9 @@ TEST(Config, RefusesWhatAnOptimizerCannotDo) {
 TEST(Config, NamesTheNearestTypeOfOptimizerAndSchedule) {
   expect_parts(error_of(R"({"optimizer": {"type": "AdmW"}})"),
                {"optimizer 'AdmW' is unknown; did you mean 'AdamW'?"});
+  expect_parts(
+      error_of(R"({"optimizer": {"type": "Muon", "params": {"adjust_lr_fn": "match_rms_adam"}}})"),
+      {"optimizer.params.adjust_lr_fn 'match_rms_adam' is unknown; did you mean 'match_rms_adamw'?"});
   expect_parts(error_of(scheduler("WarmupCosine", "")),
                {"'WarmupCosine' is unknown; did you mean 'WarmupCosineLR'?"});
   expect_parts(error_of(scheduler("WarmupLR", R"("warmup_type": "liner")")), {"did you mean 'linear'?"});

@@ -6,7 +6,9 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <utility>
 
+#include "kernels/error.h"
 #include "optim/adagrad.h"
 #include "optim/adam.h"
 #include "optim/lamb.h"
@@ -70,6 +72,7 @@ Config::Optimizer unusual(const std::string& type) {
   c.initial_accumulator_value = 0.4;
   c.adam_lr = 0.1;
   c.ns_steps = 2;
+  c.adjust_lr_fn = "match_rms_adamw";
   return c;
 }
 
@@ -139,6 +142,7 @@ optim::MuonConfig muon_settings(double adamw_lr_scale, bool nesterov) {
   muon.momentum = 0.6;
   muon.nesterov = nesterov;
   muon.newton_schulz_steps = 2;
+  muon.scale = optim::MuonScale::kAdamRms;
   muon.weight_decay = 0.03;
   muon.adamw_lr_scale = adamw_lr_scale;
   muon.beta1 = 0.7;
@@ -160,6 +164,33 @@ TEST(OptimizerFactory, MuonTrainsWithItsSettingsAndAdamWsOwnRate) {
   EXPECT_EQ(trained_by(factory(config)), muon(0.1 / 0.3, true));
   config.adam_lr.reset();
   EXPECT_EQ(trained_by(factory(config)), muon(1.0, true));
+}
+
+// A wide matrix, for which all three differ.
+TEST(OptimizerFactory, MuonsStepsAreScaledAsPyTorchNamesIt) {
+  const auto stepped_by = [](const Maker& make) {
+    Tensor wide = from_vector<double>(optim::start_values(12), Shape{3, 4});
+    wide.set_requires_grad();
+    take_steps(*make({{"h.weight", wide}}), {{"h.weight", wide}}, 1);
+    return wide.to_vector<double>();
+  };
+  const std::pair<const char*, optim::MuonScale> scales[] = {
+      {"original", optim::MuonScale::kSpectral},
+      {"match_rms_adamw", optim::MuonScale::kAdamRms},
+      {"spectral_unclamped", optim::MuonScale::kSpectralUnclamped},
+  };
+  Config::Optimizer config;
+  config.type = "Muon";
+  for (const auto& [name, scale] : scales) {
+    config.adjust_lr_fn = name;
+    const optim::MuonConfig muon{
+        .lr = config.lr, .momentum = config.momentum, .nesterov = false, .scale = scale, .weight_decay = 0.1};
+    EXPECT_EQ(stepped_by(factory(config)),
+              stepped_by([&](const NamedTensors& p) { return std::make_unique<optim::Muon>(p, muon); }))
+        << name;
+  }
+  config.adjust_lr_fn = "none of them";
+  EXPECT_THROW((void)stepped_by(factory(config)), ConfigError);
 }
 
 std::int64_t bytes_of_state(optim::Optimizer& optimizer, const std::string& parameter) {
