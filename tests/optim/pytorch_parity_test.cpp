@@ -1,4 +1,4 @@
-// Optimizers against PyTorch, Lion against lion-pytorch: 20 steps under a falling learning rate.
+// Optimizers against PyTorch, Lion and LAMB against timm: 20 steps under a falling learning rate.
 
 #include <gtest/gtest.h>
 
@@ -7,6 +7,7 @@
 
 #include "optim/adagrad.h"
 #include "optim/adam.h"
+#include "optim/lamb.h"
 #include "optim/lion.h"
 #include "optim/muon.h"
 #include "optim/sgd.h"
@@ -68,6 +69,24 @@ const Case kCases[] = {
     {"lion_decay", 0.03125,
      [](const std::vector<Tensor>& p) {
        return make<Lion>(p, LionConfig{.beta1 = 0.95, .beta2 = 0.98, .weight_decay = 0.5});
+     }},
+    // timm's trust has no ends, or 1 as its upper one.
+    {"lamb", 0.0625,
+     [](const std::vector<Tensor>& p) {
+       return make<Lamb>(p, LambConfig{.min_trust = 0.0, .max_trust = 1e9});
+     }},
+    {"lamb_decay", 0.0625,
+     [](const std::vector<Tensor>& p) {
+       return make<Lamb>(p, LambConfig{.beta1 = 0.8,
+                                       .beta2 = 0.95,
+                                       .epsilon = 1e-4,
+                                       .weight_decay = 0.1,
+                                       .min_trust = 0.0,
+                                       .max_trust = 1e9});
+     }},
+    {"lamb_trust_up_to_1", 0.0625,
+     [](const std::vector<Tensor>& p) {
+       return make<Lamb>(p, LambConfig{.weight_decay = 0.1, .min_trust = 0.0, .max_trust = 1.0});
      }},
 };
 
@@ -148,8 +167,8 @@ void expect_within(double bound, DType dtype) {
   }
 }
 
-// f64: each of 20 steps rounds values below 4 a few times, 20 · 4 · 4 · 2⁻⁵³ ≈ 4e-14; epsilon divides nothing
-// close to zero, as no gradient sequence vanishes.
+// f64: each of 20 steps rounds values below 4 a few times, LAMB's two norms counted: 20 · 4 · 4 · 2⁻⁵³ ≈
+// 4e-14; epsilon divides nothing close to zero, as no gradient sequence vanishes.
 TEST(PyTorchParity, TwentyStepsInF64AreEqualWithinRounding) { expect_within(4e-14, kF64); }
 
 // f32: the same count with 2⁻²⁴ gives 2e-5; with few roundings at the top of the range, a fourth of it holds.

@@ -1,6 +1,6 @@
 """Writes tests/optim/pytorch_values.h: parameters after 20 steps of PyTorch's optimizers, in f64.
 
-README.md beside this file has the command. Lion, which PyTorch lacks, is lion-pytorch's.
+README.md beside this file has the command. Lion and LAMB, which PyTorch lacks, are timm's.
 
 Parameters and gradients are dyadic fractions, exact in f32, that the test makes by the same formulas:
     p_0[i]  = ((37 i) mod 19 - 9) / 8
@@ -12,11 +12,10 @@ Its values here come of its own code with that cast turned into one to f64. How 
 from them is kept as one number for each shape, in `bf16_distances`.
 """
 
-import importlib.metadata
 import math
 from unittest import mock
 
-import lion_pytorch
+import timm.optim
 import torch
 
 STEPS = 20
@@ -36,6 +35,9 @@ CASES = [  # name, optimizer, lr, settings
     ("adagrad_l2", "Adagrad", 0.25, {"lr_decay": 0.125, "weight_decay": 0.05, "eps": 1e-2}),
     ("lion_defaults", "Lion", 0.03125, {}),
     ("lion_decay", "Lion", 0.03125, {"betas": (0.95, 0.98), "weight_decay": 0.5}),
+    ("lamb", "Lamb", 0.0625, {"weight_decay": 0.0, "always_adapt": True, "max_grad_norm": None}),
+    ("lamb_decay", "Lamb", 0.0625, {"betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1, "max_grad_norm": None}),
+    ("lamb_trust_up_to_1", "Lamb", 0.0625, {"weight_decay": 0.1, "trust_clip": True, "max_grad_norm": None}),
 ]
 SHAPES = [(3, 8), (5, 5), (7, 3), (6, 1)]
 MUON_CASES = [  # name, lr, settings
@@ -66,7 +68,8 @@ def check_signs(group, state, grad):
 
 def run(optimizer, lr, settings, shape):
     p = torch.nn.Parameter(parameter(shape))
-    opt = (lion_pytorch.Lion if optimizer == "Lion" else getattr(torch.optim, optimizer))([p], lr=lr, **settings)
+    package = timm.optim if optimizer in ("Lion", "Lamb") else torch.optim
+    opt = getattr(package, optimizer)([p], lr=lr, **settings)
     for t in range(STEPS):
         opt.param_groups[0]["lr"] = lr * (STEPS - t) / STEPS
         p.grad = gradient(shape, t)
@@ -92,7 +95,7 @@ def print_values(tensors):
 
 print("#pragma once\n")
 print(f"// Written by tests/references/optim_pytorch.py with PyTorch {torch.__version__}; its text says what they are.")
-print(f"// Lion's are of lion-pytorch {importlib.metadata.version('lion-pytorch')}.")
+print(f"// Lion and LAMB are of timm {timm.__version__}.")
 print("// clang-format off\n\n#include <vector>\n\nnamespace tessera::optim::reference {\n")
 print("struct PyTorchValues {\n  const char* name;\n  std::vector<std::vector<double>> after_20_steps;  // for each size\n};\n")
 print(f"inline const std::vector<int> kPyTorchSizes{{{', '.join(map(str, SIZES))}}};\n")
