@@ -30,6 +30,21 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+// Dropout must not stay off where an evaluation meets an exception and training goes on.
+class EvaluationMode {
+ public:
+  explicit EvaluationMode(nn::Module& model) : model_(model), was_training_(model.training()) {
+    model.eval();
+  }
+  ~EvaluationMode() { model_.train(was_training_); }
+  EvaluationMode(const EvaluationMode&) = delete;
+  EvaluationMode& operator=(const EvaluationMode&) = delete;
+
+ private:
+  nn::Module& model_;
+  bool was_training_;
+};
+
 optim::LossScaler make_scaler(const Config& config) {
   if (config.dtype != kF16) return optim::LossScaler::constant(1.0);
   return optim::LossScaler::from_config(
@@ -96,6 +111,14 @@ StepReport Engine::train_step(const SampleSource& source, std::int64_t num_sampl
   return step();
 }
 
+// Costs a pass over all gradients, so it is not done where step() has ended.
+void Engine::give_up_step() {
+  under_way_ = false;
+  passes_left_ = 0;
+  clear_context();
+  parts_->zero->zero_gradients();
+}
+
 // The tokens of this rank's part of each sequence, as what they are on the mesh.
 Tensor Engine::own_tokens(std::span<const std::int64_t> values, std::int64_t count) const {
   Tensor tokens = from_span<std::int64_t>(values, Shape{count, seq_});
@@ -109,6 +132,7 @@ Tensor Engine::own_tokens(std::span<const std::int64_t> values, std::int64_t cou
 }
 
 std::vector<MicroBatch> Engine::micro_batches(const SampleSource& source, std::int64_t num_samples) {
+  if (under_way_) give_up_step();
   started_ = now();
   RankContext::current().pool(cpu)->reset_peak();
   sent_before_ = sent_bytes_by_group();
@@ -145,6 +169,7 @@ std::vector<MicroBatch> Engine::micro_batches(const SampleSource& source, std::i
   mesh_.world().all_reduce(buffer_of(std::span(&counted, 1)));
   num_targets_ = static_cast<std::int64_t>(counted);
   passes_left_ = passes;
+  under_way_ = true;
   return result;
 }
 
@@ -214,6 +239,7 @@ StepReport Engine::step() {
   report.targets = num_targets_;
   report.skipped = !update(report);
   parts_->zero->zero_gradients();
+  under_way_ = false;
   report.step = ++steps_done_;
   clear_context();
   share_figures(report);
@@ -276,12 +302,13 @@ std::map<std::string, std::int64_t> Engine::sent_bytes_by_group() const {
 Engine::LossSum Engine::evaluate(std::span<const std::int64_t> inputs, std::span<const std::int64_t> targets,
                                  std::int64_t count) {
   const NoGrad no_grad;
-  const bool was_training = model_.training();
-  model_.eval();
-  set_context(0);
-  double sum = loss_sum(own_tokens(inputs, count), own_tokens(targets, count)).item();
-  model_.train(was_training);
-  clear_context();
+  double sum = 0.0;
+  {
+    const EvaluationMode evaluation(model_);
+    set_context(0);
+    sum = loss_sum(own_tokens(inputs, count), own_tokens(targets, count)).item();
+    clear_context();
+  }
   mesh_.group(kCp).all_reduce(buffer_of(std::span(&sum, 1)));
   return {.sum = sum, .targets = std::ranges::count_if(targets, [](auto t) { return t != kIgnoredTarget; })};
 }

@@ -87,6 +87,11 @@ struct EngineOptions {
 ///           way the batch is cut, and recomputation: initial weights, samples and dropout are functions of
 ///           global indices, and the loss is one sum divided by the global count of targets.
 /// Calling   Every rank of the mesh calls everything here, in the same order. Model and mesh outlive it.
+/// Given up  A step that met an exception, or that the program left before step(), is forgotten by the next
+///           micro_batches() or train_step(): that step equals one without the attempt. Every rank must have
+///           left it in the same pass and on the same side of forward(), in whichever layer; where one rank
+///           alone fails, its exception must leave the program, for the others wait for it: one rank's error
+///           ends the job. Not undone is an optimizer step that failed half-way.
 /// Errors    ConfigError from the constructor, before any memory is taken, for what cannot be honoured, with
 ///           the nearest that works. LayoutError on the first step for a plan that does not fit its model.
 class Engine {
@@ -103,7 +108,7 @@ class Engine {
 
   // --- The same in its parts
   /// This rank's passes of the next step. The number of targets that count is agreed on here: one small
-  /// all-reduce.
+  /// all-reduce. Gives up a step that is still under way.
   [[nodiscard]] std::vector<MicroBatch> micro_batches(const SampleSource& source,
                                                       std::int64_t num_samples = 0);
   /// The sum of the losses of this rank's tokens: P on dp and cp.
@@ -151,6 +156,7 @@ class Engine {
   static void clear_context();
   [[nodiscard]] std::string find_culprit(const MicroBatch& micro_batch);
   [[nodiscard]] bool update(StepReport& report);
+  void give_up_step();
   void share_figures(StepReport& report);
   [[nodiscard]] std::map<std::string, std::int64_t> sent_bytes_by_group() const;
 
@@ -163,6 +169,7 @@ class Engine {
   std::unique_ptr<Parts> parts_;
 
   // Of the step under way.
+  bool under_way_ = false;
   double started_ = 0.0;
   double loss_sum_ = 0.0;
   std::int64_t num_samples_ = 0, num_targets_ = 0;

@@ -250,8 +250,11 @@ void Zero::after_update() {
 
 void Zero::zero_gradients() {
   const NoGrad no_grad;
-  if (state_->in_backward && state_->plan.placement.parameters != Spread::kWhole) state_->gather.give_up();
-  state_->in_backward = false;
+  if (state_->in_backward) {
+    if (state_->plan.placement.parameters != Spread::kWhole) state_->gather.give_up();
+    state_->reduce.end_backward();  // what other ranks have begun is ended by all; the sums are zeroed below
+    state_->in_backward = false;
+  }
   state_->reduce.zero();
   state_->phase = detail::ZeroState::Phase::kAccumulating;
 }

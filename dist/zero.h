@@ -86,8 +86,9 @@ class Zero {
   void finish_gradients();
   /// After the optimizer's step: brings the new values to wherever parameters are cut less than pieces.
   void after_update();
-  /// Zeroes gradients. Also gives up a step that an exception ended. Called or not, the backward pass after
-  /// finish_gradients() begins from zero.
+  /// Zeroes gradients. Called or not, the backward pass after finish_gradients() begins from zero. Also gives
+  /// up a step that an exception ended, in a backward pass or between two: a collective then, of what is left
+  /// of the pass.
   void zero_gradients();
 
   /// Σ g² over the whole model, every logical element once, the same on every rank. A collective of the

@@ -169,14 +169,13 @@ void ZeroGather::end_recording() {
   if (std::exchange(recording_, false)) agree_on_schedule();
 }
 
+// Ranks may have met their exceptions in different units: each takes part in the gathers that are left of the
+// pass, so that those of the next one match.
 void ZeroGather::give_up() {
-  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
-    leave(unit);
-    leave_backward(unit);
-  }
+  if (in_backward_) end_backward();
+  end_forward();
+  for (std::size_t unit = 0; unit < units_.size(); ++unit) leave(unit);
   for (std::size_t flat = 0; flat < flats_.size(); ++flat) drop(flat);
-  forward_.cursor = backward_.cursor = 0;
-  in_forward_ = in_backward_ = false;
 }
 
 // --- The schedule ------------------------------------------------------------------------------------------

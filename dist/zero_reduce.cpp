@@ -77,6 +77,15 @@ void ZeroReduce::attach(std::size_t index) {
   parameter.set_grad(view);
 }
 
+// The same where the values that are there do not matter, and the buffer is zero.
+void ZeroReduce::reset_gradient(std::size_t index) {
+  const ZeroParameter& place = set_.plan.parameters[index];
+  Tensor parameter = place.record.tensor;
+  const Shape& shape = parameter.shape();
+  parameter.set_grad(
+      set_.memory[place.flat].gradients.as_strided(shape, contiguous_strides(shape), place.offset));
+}
+
 void ZeroReduce::drop_buffer(std::size_t flat) {
   for (const std::size_t parameter : set_.plan.flats[flat].parameters) {
     Tensor tensor = set_.plan.parameters[parameter].record.tensor;
@@ -275,14 +284,17 @@ Tensor ZeroReduce::gradient_piece(std::size_t parameter, Range part) const {
   return home(place.flat).as_strided(shape, contiguous_strides(shape), part.size() == 0 ? 0 : begin);
 }
 
+// Of a step that was given up there may be gradients outside of buffers, which the next pass would take in:
+// those that the program replaced, and those that autograd made before there was a buffer.
 void ZeroReduce::zero() {
-  in_backward_ = false;
   for (const std::size_t flat : order_) {
-    flats_[flat] = {};
     Tensor result = home(flat);
     result.zero();
-    if (set_.plan.placement.gradients != Spread::kWhole && set_.memory[flat].gradients.defined())
+    if (set_.plan.placement.gradients != Spread::kWhole) {
       drop_buffer(flat);
+      continue;
+    }
+    for (const std::size_t parameter : set_.plan.flats[flat].parameters) reset_gradient(parameter);
   }
 }
 

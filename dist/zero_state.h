@@ -68,7 +68,7 @@ class ZeroGather {
   void drop_all();
   /// After the first step; without effect later.
   void end_recording();
-  /// An exception ended the step.
+  /// An exception ended the pass under way.
   void give_up();
 
  private:
@@ -147,6 +147,7 @@ class ZeroReduce {
   [[nodiscard]] std::int64_t home_begin(std::size_t flat) const;
   void ensure_buffer(std::size_t flat);
   void attach(std::size_t parameter);
+  void reset_gradient(std::size_t parameter);
   void start(std::size_t flat);
   void start_outer(std::size_t flat);
   [[nodiscard]] bool is_outer_due() const;
