@@ -107,7 +107,7 @@ void Work::settle() noexcept {
     operation_->abandon();
   } else {
     try {
-      operation_->wait();
+      wait();
     } catch (...) {  // the group has failed: its next call says so
     }
   }

@@ -154,6 +154,16 @@ TEST(Tape, CountsTheTimeThatARankWaits) {
     const TapeTotal total = job.tape().totals().front();
     EXPECT_GE(total.seconds, 0.09);
     EXPECT_LT(total.wait_seconds, total.seconds - 0.05);
+
+    job.world().barrier();
+    job.tape().reset_totals();
+    {
+      if (job.rank() == 1) std::this_thread::sleep_for(100ms);
+      const Work unwaited = job.world().all_reduce_async(buffer_of(x));
+    }  // its destructor waits
+    if (job.rank() == 0) {
+      EXPECT_GE(waited(), 0.01);
+    }
   });
 }
 
