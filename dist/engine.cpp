@@ -78,7 +78,8 @@ Engine::Engine(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
       mesh_(mesh),
       batch_(resolve_batch_sizes(config.batch, mesh.size(kDp), options.largest_micro_batch)),
       seq_(options.seq == 0 ? model.context() : options.seq),
-      schedule_(options.schedule.value_or(optim::ConstantLR{config.optimizer.lr})) {
+      schedule_(options.schedule.value_or(optim::ConstantLR{config.optimizer.lr})),
+      comm_summary_(mesh.world()) {
   check_supported(model, config, mesh, seq_);
   parts_ = std::make_unique<Parts>(model, config, mesh, options);
   if (mesh.size(kCp) > 1) {
@@ -94,7 +95,6 @@ Engine::Engine(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
   });
   parts_->optimizer =
       make_optimizer(config.optimizer, parts_->zero->pieces(), options.groups, &parts_->zero->exchange());
-  sent_before_ = sent_bytes_by_group();
 }
 
 Engine::~Engine() = default;
@@ -135,7 +135,7 @@ std::vector<MicroBatch> Engine::micro_batches(const SampleSource& source, std::i
   if (under_way_) give_up_step();
   started_ = now();
   RankContext::current().pool(cpu)->reset_peak();
-  sent_before_ = sent_bytes_by_group();
+  comm_summary_.begin_step();
   loss_sum_ = 0.0;
   num_samples_ = num_samples == 0 ? batch_.global : num_samples;
   if (num_samples_ < 1) throw ConfigError(fmt::format("a step needs a sample, got {}", num_samples_));
@@ -289,14 +289,9 @@ void Engine::share_figures(StepReport& report) {
       report.peak_bytes[c] = static_cast<std::int64_t>(figures[3 + c]);
   }
   report.loss = total_loss / static_cast<double>(std::max<std::int64_t>(num_targets_, 1));
-  for (const auto& [group, bytes] : sent_bytes_by_group())
-    if (bytes != sent_before_[group]) report.sent_bytes[group] = bytes - sent_before_[group];
-}
-
-std::map<std::string, std::int64_t> Engine::sent_bytes_by_group() const {
-  std::map<std::string, std::int64_t> sent;
-  for (const TapeTotal& total : mesh_.world().tape().totals()) sent[total.group] += total.sent_bytes;
-  return sent;
+  for (const TapeTotal& total : comm_summary_.end_step()) {
+    if (total.sent_bytes > 0) report.sent_bytes[total.group] += total.sent_bytes;
+  }
 }
 
 Engine::LossSum Engine::evaluate(std::span<const std::int64_t> inputs, std::span<const std::int64_t> targets,

@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "dist/checkpoint.h"
+#include "dist/comm_summary.h"
 #include "dist/config.h"
 #include "dist/mesh.h"
 #include "dist/tensor_parallel.h"
@@ -130,6 +131,8 @@ class Engine {
 
   // --- State
   [[nodiscard]] std::int64_t steps_done() const noexcept { return steps_done_; }
+  /// What this rank sent in the steps that ended; a step that was given up is not counted.
+  [[nodiscard]] const CommSummary& comm_summary() const noexcept { return comm_summary_; }
   /// The next step's report says `stop` on every rank.
   void request_stop() noexcept { stop_requested_ = true; }
   [[nodiscard]] const BatchSizes& batch() const noexcept { return batch_; }
@@ -158,7 +161,6 @@ class Engine {
   [[nodiscard]] bool update(StepReport& report);
   void give_up_step();
   void share_figures(StepReport& report);
-  [[nodiscard]] std::map<std::string, std::int64_t> sent_bytes_by_group() const;
 
   nn::LanguageModel& model_;
   Config config_;
@@ -174,10 +176,10 @@ class Engine {
   double loss_sum_ = 0.0;
   std::int64_t num_samples_ = 0, num_targets_ = 0;
   std::int64_t passes_left_ = 0;
-  std::map<std::string, std::int64_t> sent_before_;
 
   std::int64_t steps_done_ = 0;
   bool stop_requested_ = false;
+  CommSummary comm_summary_;
 };
 
 }  // namespace tessera::dist

@@ -7,6 +7,7 @@
 #include "dist/ring_attention.h"
 #include "dist/ulysses.h"
 #include "kernels/error.h"
+#include "kernels/readable.h"
 #include "nn/causal_self_attention.h"
 #include "nn/multi_head_attention.h"
 
@@ -133,14 +134,18 @@ std::string describe_memory(nn::LanguageModel& model, const Config& config, cons
   const int data_rank = mesh.group(MeshAxis::kDp, kCp).rank();
   const ZeroMemory memory =
       predict_memory(plan, data_rank, optimizer_bytes_per_element(config.optimizer, config.dtype));
-  const auto megabytes = [](std::int64_t bytes) { return static_cast<double>(bytes) / 1e6; };
+  const auto exact = [](std::int64_t bytes) {
+    return fmt::format("{} bytes ({})", with_commas(bytes), with_byte_unit(bytes));
+  };
   std::string text = fmt::format(
-      "memory      {:.2f} MB a rank between steps: parameters {:.2f}, gradients {:.2f}, optimizer {:.2f}",
-      megabytes(memory.parameters + memory.gradients + memory.optimizer), megabytes(memory.parameters),
-      megabytes(memory.gradients), megabytes(memory.optimizer));
+      "memory      rank {} of {} holds {} between steps:\n"
+      "  parameters {}, gradients {}, optimizer {}",
+      mesh.world().rank(), mesh.world().size(),
+      exact(memory.parameters + memory.gradients + memory.optimizer), exact(memory.parameters),
+      exact(memory.gradients), exact(memory.optimizer));
   if (memory.gathered_parameters > 0)
-    text += fmt::format("; {:.2f} more while its largest unit is gathered",
-                        megabytes(memory.gathered_parameters));
+    text +=
+        fmt::format("\n  and {} more while its largest unit is gathered", exact(memory.gathered_parameters));
   return text;
 }
 

@@ -16,18 +16,11 @@
 
 #include <algorithm>
 
+#include "kernels/readable.h"
 #include "nn/module_hooks.h"
 
 namespace tessera::nn {
 namespace {
-
-std::string with_commas(std::int64_t n) {
-  std::string digits = std::to_string(n);
-  for (std::ptrdiff_t at = static_cast<std::ptrdiff_t>(digits.size()) - 3; at > 0; at -= 3) {
-    digits.insert(static_cast<std::size_t>(at), ",");
-  }
-  return digits;
-}
 
 // "17.9 kB"
 std::string size(std::int64_t bytes) {

@@ -13,6 +13,7 @@
 #include "examples/gpt2/saved_model.h"
 #include "examples/gpt2/train_log.h"
 #include "kernels/error.h"
+#include "kernels/readable.h"
 
 namespace {
 
@@ -35,7 +36,7 @@ void evaluate(const Options& options, dist::Job& job) {
   gpt2::EvaluationOptions evaluation = options.evaluation;
   if (evaluation.seq == 0) evaluation.seq = saved.seq;
   const gpt2::Evaluation result = gpt2::evaluate(*saved.model, tokens, job.world(), evaluation);
-  job.log(fmt::format("tokens         {}{}", gpt2::with_commas(result.tokens),
+  job.log(fmt::format("tokens         {}{}", tessera::with_commas(result.tokens),
                       result.whole_file ? "" : " (a part)"));
   job.log(fmt::format("loss           {:.6f}", result.loss()));
   job.log(fmt::format("perplexity     {:.4f}", result.perplexity()));

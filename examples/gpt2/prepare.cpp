@@ -27,26 +27,17 @@
 
 #include "examples/command_line.h"
 #include "kernels/error.h"
+#include "kernels/readable.h"
 
 namespace {
 
+using tessera::with_commas;
 using tessera::data::PrepareOptions;
 using tessera::data::PrepareResult;
 using tessera::data::PrepareStage;
 using tessera::data::Tokenizer;
 
 volatile std::sig_atomic_t interrupted = 0;
-
-// 4404412 → "4,404,412".
-std::string with_commas(std::int64_t n) {
-  const std::string digits = std::to_string(n);
-  std::string text;
-  for (std::size_t i = 0; i < digits.size(); ++i) {
-    if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
-    text += digits[i];
-  }
-  return text;
-}
 
 const char* name(PrepareStage stage) {
   switch (stage) {

@@ -18,11 +18,13 @@
 #include "data/atomic_file.h"
 #include "data/prepare.h"
 #include "data/tokenizer.h"
+#include "dist/zero.h"
 #include "examples/command_line.h"
 #include "examples/gpt2/evaluation.h"
 #include "examples/gpt2/saved_model.h"
 #include "examples/gpt2/trainer.h"
 #include "kernels/error.h"
+#include "kernels/readable.h"
 #include "optim/optimizer.h"
 
 namespace gpt2 {
@@ -96,24 +98,14 @@ void print_overview(const TrainOptions& options, dist::Job& job, Trainer& traine
   fmt::print("data        {}: {} tokens to learn from, {} held out; {} steps are {:.2f} times through\n",
              options.data.string(), with_commas(corpus.train.size()), with_commas(corpus.validation.size()),
              with_commas(options.steps), epochs);
-  fmt::print("optimizer   {}\n", trainer.engine().optimizer().describe());
+  std::int64_t updated =
+      0;  // under ZeRO and tp a rank has a piece of each tensor, and the optimizer sees no more
+  for (const auto& [name, piece] : trainer.engine().zero().pieces()) updated += piece.num_elements();
+  fmt::print("optimizer   rank 0 of {} updates {} of {} elements: {}\n", job.size(), with_commas(updated),
+             with_commas(trainer.num_parameters()), trainer.engine().optimizer().describe());
   if (trainer.mesh().shape().num_ranks() > trainer.mesh().size(MeshAxis::kDp))
     fmt::print("{}", trainer.mesh().picture());
   std::fflush(stdout);
-}
-
-// What rank 0 sent, by group and kind of call: exact bytes, the same on every rank where sizes divide.
-std::string comm_summary(const dist::Tape& tape, std::int64_t steps) {
-  std::string text = fmt::format("{:<12} {:<15} {:>8} {:>14} {:>16} {:>10}", "group", "operation", "calls",
-                                 "bytes", "bytes a step", "waited s");
-  std::int64_t bytes = 0;
-  for (const dist::TapeTotal& total : tape.totals()) {
-    text += fmt::format("\n{:<12} {:<15} {:>8} {:>14} {:>16} {:>10.3f}", total.group, dist::name(total.op),
-                        with_commas(total.calls), with_commas(total.sent_bytes),
-                        with_commas(total.sent_bytes / std::max<std::int64_t>(steps, 1)), total.wait_seconds);
-    bytes += total.sent_bytes;
-  }
-  return text + fmt::format("\n{:<12} {:<15} {:>8} {:>14}", "all", "", "", with_commas(bytes));
 }
 
 std::string describe(const Evaluation& result, std::int64_t step) {
@@ -198,7 +190,7 @@ void train(const TrainOptions& options, dist::Job& job) {
     if (log_failure) std::rethrow_exception(log_failure);
   });
   if (!stopped) validate();
-  if (options.comm_summary) job.log(comm_summary(job.tape(), trainer.steps_done() - first_step));
+  if (options.comm_summary) job.log(trainer.engine().comm_summary().table());
   job.log(stopped ? fmt::format("stopped after step {}; saved in {}, go on with --resume",
                                 with_commas(trainer.steps_done()), options.out.string())
                   : fmt::format("saved in {}", options.out.string()));

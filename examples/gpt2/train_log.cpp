@@ -17,6 +17,7 @@
 
 #include "data/atomic_file.h"
 #include "kernels/error.h"
+#include "kernels/readable.h"
 
 namespace gpt2 {
 namespace {
@@ -117,25 +118,6 @@ void StepLog::write_line(const std::string& line) {
   }
 }
 
-std::string with_commas(std::int64_t n) {
-  const std::string digits = std::to_string(n);
-  std::string text;
-  for (std::size_t i = 0; i < digits.size(); ++i) {
-    if (i > 0 && digits[i - 1] != '-' && (digits.size() - i) % 3 == 0) text += ',';
-    text += digits[i];
-  }
-  return text;
-}
-
-std::string format_bytes(std::int64_t bytes) {
-  constexpr const char* kUnits[] = {"B", "kB", "MB", "GB", "TB"};
-  double value = static_cast<double>(bytes);
-  std::size_t unit = 0;
-  for (; value >= 1000.0 && unit + 1 < std::size(kUnits); ++unit) value /= 1000.0;
-  return value < 10.0 && unit > 0 ? fmt::format("{:.1f} {}", value, kUnits[unit])
-                                  : fmt::format("{:.0f} {}", value, kUnits[unit]);
-}
-
 std::string format_seconds(double seconds) {
   const auto total = static_cast<std::int64_t>(std::llround(seconds));
   if (total >= 3600) return fmt::format("{}:{:02}:{:02}", total / 3600, total / 60 % 60, total % 60);
@@ -173,9 +155,9 @@ void ProgressDisplay::step(const StepReport& report) {
       fmt::format("{:>{}}/{}", report.step, std::to_string(total_steps_).size(), total_steps_);
   const std::vector<std::string> figures{
       fmt::format("loss {:.4f}", report.loss), fmt::format("lr {:.1e}", report.lr),
-      with_commas(std::llround(static_cast<double>(report.tokens) / seconds_)) + " tokens/s",
+      tessera::with_commas(std::llround(static_cast<double>(report.tokens) / seconds_)) + " tokens/s",
       format_seconds(seconds_ * static_cast<double>(total_steps_ - report.step)) + " left",
-      format_bytes(report.peak_total_bytes)};
+      tessera::with_byte_unit(report.peak_total_bytes)};
   if (kind_ == Progress::kLines) {
     fmt::print("step {}  {}\n", step, fmt::join(figures, "  "));
     std::fflush(stdout);

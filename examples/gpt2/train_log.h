@@ -69,10 +69,6 @@ class ProgressDisplay {
   double seconds_ = 0.0;  // of a step, averaged over the latest
 };
 
-/// 4404412 → "4,404,412".
-[[nodiscard]] std::string with_commas(std::int64_t n);
-/// 74500000 → "75 MB"; powers of ten.
-[[nodiscard]] std::string format_bytes(std::int64_t bytes);
 /// 3671 s → "1:01:11".
 [[nodiscard]] std::string format_seconds(double seconds);
 

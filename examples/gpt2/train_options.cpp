@@ -114,7 +114,7 @@ void add_options(CLI::App& app, Flags& flags) {
   app.add_option("--log", flags.log, "JSON lines, one object a step")
       ->type_name("FILE")
       ->group(kGroupReports);
-  app.add_flag("--comm-summary", flags.comm_summary, "A table of what rank 0 sent, at the end")
+  app.add_flag("--comm-summary", flags.comm_summary, "At the end, a table of what rank 0 sent in a step")
       ->group(kGroupReports);
   app.add_option("--csv", flags.csv, "The same as a table")->type_name("FILE")->group(kGroupReports);
   app.add_option("--progress", flags.progress,
@@ -153,6 +153,7 @@ Flags read_own_keys(ConfigFile& file) {
   flags.clip = file.number("clip");
   flags.dropout = file.number("dropout");
   flags.resume = file.boolean("resume").value_or(false);
+  flags.comm_summary = file.boolean("comm_summary").value_or(false);
   const auto read_count = [&file](const char* key, auto& target, std::int64_t most) {
     const auto value = file.integer(key);
     if (!value) return;

@@ -1,8 +1,12 @@
 // What a run writes: JSON lines, CSV, lines for a pipe, a bar for a terminal.
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <regex>
 #include <set>
 
+#include "kernels/readable.h"
 #include "tests/examples/workplace.h"
 
 namespace tessera::programs {
@@ -89,6 +93,66 @@ TEST_F(TrainLog, GoesToAPipeAsPlainLines) {
   ASSERT_EQ(validated.size(), 3u) << outcome.out;
   EXPECT_TRUE(validated[0].starts_with("step 10: ")) << validated[0];
   EXPECT_TRUE(validated[2].starts_with("step 21: ")) << validated[2];
+}
+
+// The figures of --comm-summary, without the times: "dp all_gather 2 22,976".
+std::vector<std::string> comm_summary(const std::string& out) {
+  std::vector<std::string> rows;
+  bool in_table = false;
+  for (const std::string& line : lines(out)) {
+    if (line.starts_with("saved in")) return rows;
+    if (in_table && !line.starts_with("group")) {
+      const auto all = words(line);
+      const std::size_t figures = line.starts_with("all") ? 3 : 4;
+      rows.push_back(
+          fmt::format("{}", fmt::join(all.begin(), all.begin() + static_cast<long>(figures), " ")));
+    }
+    in_table = in_table || line.starts_with("sent by rank 0 of 2, a step (mean of 4):");
+  }
+  return {};
+}
+
+// ZeRO-1 sends 2 * elements * (N - 1) / N of 4 bytes: half of them as gradients, half as parameters.
+TEST_F(TrainLog, SumsUpWhatAStepSendsWhateverIsSentBetweenSteps) {
+  const std::string settings = "--steps 4 --batch 4 --ranks 2 --zero 1 ";
+  const Outcome plain = run(train("--out a --comm-summary --eval-tokens 16 " + settings));
+  ASSERT_EQ(plain.status, 0) << plain.all();
+  write_file(folder_ / "summary.json", R"({"comm_summary": true})");
+  const Outcome busy =
+      run(train("--out b --config summary.json --eval-every 1 --eval-tokens 0 --save-every 1 " + settings));
+  ASSERT_EQ(busy.status, 0) << busy.all();
+  const auto rows = comm_summary(plain.out);
+  EXPECT_EQ(rows, comm_summary(busy.out)) << busy.out;
+
+  std::smatch elements;
+  ASSERT_TRUE(std::regex_search(plain.out, elements, std::regex("model .*: ([0-9,]+) parameters")))
+      << plain.out;
+  const std::string digits = std::regex_replace(elements.str(1), std::regex(","), "");
+  const std::string bytes = with_commas(std::stoll(digits) * 4 / 2);
+  int found = 0;
+  for (const std::string& row : rows) {
+    if (!row.starts_with("dp ")) continue;
+    EXPECT_TRUE(row.ends_with(" " + bytes)) << row;
+    ++found;
+  }
+  EXPECT_EQ(found, 2) << plain.out;
+}
+
+// What is held and updated is that of one rank, and says so: AdamW in f32 under ZeRO-1 on two ranks.
+TEST_F(TrainLog, SaysWhatOneRankHoldsToTheByte) {
+  const Outcome outcome = run(train("--out run --steps 1 --batch 2 --ranks 2 --zero 1 --eval-tokens 16"));
+  ASSERT_EQ(outcome.status, 0) << outcome.all();
+  std::smatch elements;
+  ASSERT_TRUE(std::regex_search(outcome.out, elements, std::regex("model .*: ([0-9,]+) parameters")));
+  const std::int64_t psi = std::stoll(std::regex_replace(elements.str(1), std::regex(","), ""));
+  const auto shows = [&outcome](const std::string& text) {
+    EXPECT_NE(outcome.out.find(text), std::string::npos) << text << "\nis not in\n" << outcome.out;
+  };
+  shows(fmt::format("memory      rank 0 of 2 holds {} bytes (", with_commas(8 * psi + 4 * psi)));
+  shows(fmt::format("parameters {} bytes (", with_commas(4 * psi)));
+  shows(fmt::format("optimizer {} bytes (", with_commas(4 * psi)));
+  shows(fmt::format("optimizer   rank 0 of 2 updates {} of {} elements: AdamW, ", with_commas(psi / 2),
+                    with_commas(psi)));
 }
 
 TEST_F(TrainLog, GoesToATerminalAsOneLineThatFitsIt) {
