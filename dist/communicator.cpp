@@ -71,27 +71,30 @@ Work::~Work() { settle(); }
 
 void Work::wait() {
   if (operation_ == nullptr) return;
-  const auto start = std::chrono::steady_clock::now();
+  const double start = steady_seconds();
   try {
     operation_->wait();
   } catch (...) {
     finish();
     throw;
   }
-  tape_->waited(ticket_, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  tape_->waited(ticket_, steady_seconds() - start);
   finish();
 }
 
 bool Work::test() {
   if (operation_ == nullptr) return true;
+  const double start = steady_seconds();
+  bool done = false;
   try {
-    if (!operation_->test()) return false;
+    done = operation_->test();
   } catch (...) {
     finish();
     throw;
   }
-  finish();
-  return true;
+  tape_->was_inside(ticket_, steady_seconds() - start);
+  if (done) finish();
+  return done;
 }
 
 void Work::finish() noexcept {
@@ -212,9 +215,13 @@ Work Communicator::submit(Call& call, std::int64_t elements) {
       tape_->begin({.sequence = call.sequence,
                     .op = call.op,
                     .group = name_,
+                    .group_id = id_,
+                    .rank = rank_,
+                    .num_ranks = size_,
                     .elements = elements,
                     .dtype = call.in.dtype,
                     .peer = call.peer,
+                    .tag = call.tag,
                     .sent_bytes = sent_bytes(call.op, elements, call.in.dtype, size_, rank_, call.peer),
                     .where = call.where});
   if (size_ == 1) {
@@ -225,7 +232,10 @@ Work Communicator::submit(Call& call, std::int64_t elements) {
     tape_->end(ticket);
     return {};
   }
-  return Work(start(call), tape_, ticket);
+  const double begin = steady_seconds();
+  Work work(start(call), tape_, ticket);
+  tape_->was_inside(ticket, steady_seconds() - begin);  // the last rank to come may do a part of the work
+  return work;
 }
 
 Work Communicator::all_reduce_async(Buffer x, ReduceOp op, Where where) {
@@ -314,7 +324,13 @@ std::shared_ptr<Communicator> Communicator::split(int color, int key, const std:
   });
   const auto me = std::find(members.begin(), members.end(), rank_);
   const int new_rank = me == members.end() ? -1 : static_cast<int>(me - members.begin());
-  return make_group(color, members, new_rank, call, name);
+  std::shared_ptr<Communicator> group = make_group(color, members, new_rank, call, name);
+  // All members come to the same, without a word.
+  if (group != nullptr) {
+    for (const std::uint64_t field : {call.sequence, static_cast<std::uint64_t>(color)})
+      group->id_ = kernels::random_key_bits({.seed = group->id_ + id_, .stream = field});
+  }
+  return group;
 }
 
 std::shared_ptr<Communicator> Communicator::group_of(const std::vector<int>& members, const std::string& name,

@@ -287,6 +287,7 @@ class Communicator {
   int rank_;
   int size_;
   std::string name_;
+  std::uint64_t id_ = 0;  // see TapeEntry::group_id
   std::shared_ptr<Tape> tape_;
   CommOptions options_;
   std::uint64_t next_collective_ = 0;  // collectives and point-to-point calls are numbered apart: only the

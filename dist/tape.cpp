@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "kernels/error.h"
 
@@ -59,11 +60,11 @@ std::int64_t sent_bytes(Collective op, std::int64_t elements, DType dtype, int n
   return 0;
 }
 
-Tape::Tape(std::size_t capacity) : capacity_(std::max<std::size_t>(capacity, 1)) {}
-
-double Tape::seconds() const noexcept {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - origin_).count();
+double steady_seconds() noexcept {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
+
+Tape::Tape(std::size_t capacity) : capacity_(std::max<std::size_t>(capacity, 1)) {}
 
 std::uint64_t Tape::begin(TapeEntry entry) {
   const std::lock_guard lock(mutex_);
@@ -85,22 +86,40 @@ std::uint64_t Tape::begin(TapeEntry entry) {
   return ticket;
 }
 
-void Tape::waited(std::uint64_t ticket, double seconds) noexcept {
-  const std::lock_guard lock(mutex_);
-  if (ticket + capacity_ < next_ticket_) return;  // as in end()
-  const TapeEntry& entry = entries_[ticket % capacity_];
+// Null if the ring has come round: more than `capacity` calls under way.
+TapeEntry* Tape::find_locked(std::uint64_t ticket) noexcept {
+  return ticket + capacity_ < next_ticket_ ? nullptr : &entries_[ticket % capacity_];
+}
+
+void Tape::add_wait_locked(const TapeEntry& entry, double seconds) noexcept {
   const auto total = totals_.find({entry.group, entry.op});
   if (total != totals_.end()) total->second.wait_seconds += seconds;
 }
 
+void Tape::was_inside(std::uint64_t ticket, double seconds) noexcept {
+  const std::lock_guard lock(mutex_);
+  TapeEntry* const entry = find_locked(ticket);
+  if (entry == nullptr) return;
+  entry->inside_seconds += seconds;
+  add_wait_locked(*entry, seconds);
+}
+
+void Tape::waited(std::uint64_t ticket, double seconds) noexcept {
+  const std::lock_guard lock(mutex_);
+  TapeEntry* const entry = find_locked(ticket);
+  if (entry == nullptr) return;
+  entry->wait_seconds = seconds;
+  entry->wait_end_seconds = this->seconds();
+  add_wait_locked(*entry, seconds);
+}
+
 void Tape::end(std::uint64_t ticket) noexcept {
   const std::lock_guard lock(mutex_);
-  if (ticket + capacity_ < next_ticket_)
-    return;  // the ring has come round: more than `capacity` calls under way
-  TapeEntry& entry = entries_[ticket % capacity_];
-  entry.end_seconds = seconds();
-  const auto total = totals_.find({entry.group, entry.op});
-  if (total != totals_.end()) total->second.seconds += entry.end_seconds - entry.start_seconds;
+  TapeEntry* const entry = find_locked(ticket);
+  if (entry == nullptr) return;
+  entry->end_seconds = seconds();
+  const auto total = totals_.find({entry->group, entry->op});
+  if (total != totals_.end()) total->second.seconds += entry->end_seconds - entry->start_seconds;
 }
 
 std::int64_t Tape::total_sent_bytes() const {

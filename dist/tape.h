@@ -1,6 +1,5 @@
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <map>
 #include <mutex>
@@ -48,18 +47,28 @@ inline constexpr int kNumCollectives = 10;
 [[nodiscard]] std::int64_t sent_bytes(Collective op, std::int64_t elements, DType dtype, int num_ranks,
                                       int rank, int root) noexcept;
 
+/// The clock of all tapes: of all threads and processes of one host.
+[[nodiscard]] double steady_seconds() noexcept;
+
 /// One call, as the tape keeps it.
 struct TapeEntry {
   std::uint64_t sequence = 0;  ///< number of the call in its group, from 0; the same on every rank
   Collective op = Collective::kBarrier;
   std::string group;
+  std::uint64_t group_id = 0;  ///< the same on every rank of a group; groups of one name have different ones
+  int rank = 0;                ///< this one, in the group
+  int num_ranks = 1;
   std::int64_t elements = 0;  ///< as in sent_bytes()
   DType dtype = DType::kU8;
   int peer = -1;  ///< root, destination or source; -1 where there is none
+  int tag = 0;    ///< of messages
   std::int64_t sent_bytes = 0;
   std::source_location where{};
-  double start_seconds = 0.0;  ///< since the tape was made
-  double end_seconds = -1.0;   ///< negative while the call is under way
+  double start_seconds = 0.0;   ///< since the tape was made
+  double end_seconds = -1.0;    ///< negative while the call is under way
+  double inside_seconds = 0.0;  ///< that the rank was inside of the call itself and of Work::test()
+  double wait_seconds = 0.0;    ///< and of Work::wait(), which ended at
+  double wait_end_seconds = 0.0;
 };
 
 /// Sums over all calls of one kind in one group.
@@ -69,8 +78,10 @@ struct TapeTotal {
   std::int64_t calls = 0;
   std::int64_t elements = 0;
   std::int64_t sent_bytes = 0;
-  double seconds = 0.0;       ///< from start to completion, summed: calls that overlap count twice
-  double wait_seconds = 0.0;  ///< that the rank stood still for them: communication that nothing hid
+  double seconds = 0.0;  ///< from start to completion, summed: calls that overlap count twice
+  /// That the rank stood still for them, in the calls themselves, Work::test() and Work::wait():
+  /// communication that nothing hid.
+  double wait_seconds = 0.0;
 };
 
 /// A rank's record of its communication: exact byte ledger, and flight recorder of the latest calls.
@@ -88,7 +99,9 @@ class Tape {
 
   /// Records the start of a call and returns its ticket. `start_seconds` is filled in here.
   std::uint64_t begin(TapeEntry entry);
-  /// Records that the rank has waited for the call, before it ends.
+  /// Records that the rank was inside of the call, or of a test of it, until now.
+  void was_inside(std::uint64_t ticket, double seconds) noexcept;
+  /// Records that the rank has waited for the call until now, before it ends.
   void waited(std::uint64_t ticket, double seconds) noexcept;
   /// Records its completion.
   void end(std::uint64_t ticket) noexcept;
@@ -102,17 +115,22 @@ class Tape {
   /// Totals start again from zero; entries stay.
   void reset_totals();
 
+  [[nodiscard]] std::size_t capacity() const noexcept { return capacity_; }
+  /// When the tape was made, by steady_seconds(): what entries' times count from.
+  [[nodiscard]] double origin_seconds() const noexcept { return origin_seconds_; }
   /// The latest entries, oldest first.
   [[nodiscard]] std::vector<TapeEntry> recent() const;
   /// The latest entries, one a line: what a rank was doing when it hung.
   [[nodiscard]] std::string dump(std::size_t max_entries = 32) const;
 
  private:
-  [[nodiscard]] double seconds() const noexcept;
+  [[nodiscard]] double seconds() const noexcept { return steady_seconds() - origin_seconds_; }
   [[nodiscard]] std::vector<TapeEntry> recent_locked() const;
+  [[nodiscard]] TapeEntry* find_locked(std::uint64_t ticket) noexcept;
+  void add_wait_locked(const TapeEntry& entry, double seconds) noexcept;
 
   mutable std::mutex mutex_;
-  std::chrono::steady_clock::time_point origin_ = std::chrono::steady_clock::now();
+  double origin_seconds_ = steady_seconds();
   std::size_t capacity_;
   std::vector<TapeEntry> entries_;  // a ring: ticket t lies at t mod capacity
   std::uint64_t next_ticket_ = 0;

@@ -1,8 +1,11 @@
 // The tape as byte ledger: each call of each rank against the formulas of dist/tape.h, written as the steps
 // of a ring.
 
+#include <chrono>
 #include <functional>
+#include <thread>
 
+#include "dist/time_split.h"
 #include "tests/dist/behaviours.h"
 
 namespace tessera::dist::testing {
@@ -147,13 +150,58 @@ void totals_are_kept_by_group_and_kind(Job& job) {
   }
 }
 
+// Two ranks of a pair share a group id and other pairs have another, though all are called the same. In each
+// pair the second rank comes late: the first waits for it, and nobody for the other pairs.
+void time_is_split_by_who_is_waited_for(Job& job) {
+  using namespace std::chrono_literals;
+  Communicator& world = job.world();
+  const auto pair = world.split(job.rank() / 2, job.rank(), "pair");
+  std::vector<float> x(1000, 1.0f), y(1000);
+  world.barrier();
+  const double begin = steady_seconds();
+  const bool is_late = pair->rank() == 1;
+  if (is_late) std::this_thread::sleep_for(60ms);
+  pair->all_reduce(buffer_of(x));
+  if (pair->size() == 2 && is_late) {
+    std::this_thread::sleep_for(60ms);
+    pair->send(buffer_of(x), 0, 5);
+  } else if (pair->size() == 2) {
+    pair->recv(buffer_of(y), 1, 5);
+  }
+  const double end = steady_seconds();
+  const std::vector<TimeSplit> splits = gather_time_splits(world, begin, end);
+  require(splits.size() == static_cast<std::size_t>(job.size()), "one for each rank");
+  const TimeSplit& own = splits[static_cast<std::size_t>(job.rank())];
+  require(own.seconds == end - begin, "its own time");
+
+  std::vector<std::int64_t> id(1), ids(static_cast<std::size_t>(job.size()));
+  for (const TapeEntry& entry : job.tape().recent())
+    if (entry.group == "pair") id[0] = static_cast<std::int64_t>(entry.group_id);
+  world.all_gather(buffer_of(std::as_const(id)), buffer_of(ids));
+  for (int rank = 0; rank < job.size(); ++rank) {
+    require((ids[static_cast<std::size_t>(rank)] == id[0]) == (rank / 2 == job.rank() / 2),
+            fmt::format("rank {} and {} have ids {} and {}", job.rank(), rank, id[0],
+                        ids[static_cast<std::size_t>(rank)]));
+  }
+  for (int rank = 0; rank < job.size(); ++rank) {
+    const TimeSplit& split = splits[static_cast<std::size_t>(rank)];
+    const bool waits = rank % 2 == 0 && rank + 1 < job.size();
+    const std::string what = fmt::format("rank {}: {} s, waiting {}, transfer {}", rank, split.seconds,
+                                         split.waiting, split.transfer);
+    // Twice 60 ms, of which a busy machine may take some: it may let a rank begin its wait late.
+    require(waits ? split.waiting > 0.06 : split.waiting < 0.02, what);
+    require(split.transfer >= 0.0 && split.exposed() <= split.seconds, what);
+  }
+}
+
 }  // namespace
 
 std::vector<Behaviour> tape_behaviours() {
   return {{"every_call_is_on_the_tape_with_its_bytes", every_call_is_on_the_tape_with_its_bytes},
           {"messages_count_where_they_are_sent", messages_count_where_they_are_sent},
           {"a_call_under_way_is_on_the_tape_without_end", a_call_under_way_is_on_the_tape_without_end},
-          {"totals_are_kept_by_group_and_kind", totals_are_kept_by_group_and_kind}};
+          {"totals_are_kept_by_group_and_kind", totals_are_kept_by_group_and_kind},
+          {"time_is_split_by_who_is_waited_for", time_is_split_by_who_is_waited_for}};
 }
 
 }  // namespace tessera::dist::testing

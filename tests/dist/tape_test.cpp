@@ -94,6 +94,23 @@ TEST(Tape, EndsCallsInAnyOrderAndIgnoresThoseThatAreGone) {
   EXPECT_GE(tape.recent()[0].end_seconds, 0);
 }
 
+TEST(Tape, KeepsHowLongAndUntilWhenARankStoodStill) {
+  Tape tape;
+  const std::uint64_t ticket = tape.begin(entry(0));
+  tape.was_inside(ticket, 0.25);
+  tape.was_inside(ticket, 0.5);
+  std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  tape.waited(ticket, 1.0);
+  tape.end(ticket);
+  const TapeEntry kept = tape.recent().at(0);
+  EXPECT_EQ(kept.inside_seconds, 0.75);
+  EXPECT_EQ(kept.wait_seconds, 1.0);
+  EXPECT_GE(kept.wait_end_seconds, kept.start_seconds + 0.002);
+  EXPECT_LE(kept.wait_end_seconds, kept.end_seconds);
+  EXPECT_EQ(tape.totals().at(0).wait_seconds, 1.75);
+  EXPECT_LE(tape.origin_seconds() + kept.end_seconds, steady_seconds());
+}
+
 TEST(Tape, DumpShowsWhatARankWasDoing) {
   Tape tape;
   TapeEntry broadcast = entry(7, "dp", 640);
