@@ -6,41 +6,18 @@
 // weight decay by group, samples with few or no targets that count.
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "dist/config.h"
 #include "dist/job.h"
+#include "tests/parity/mutants.h"
 
 namespace tessera::dist::parity {
 
-/// A mistake in the run (tier T5): the comparison, or a layout check, must notice it.
-enum class Mutant {
-  kNone,
-  kMeanOfMeans,          ///< each rank divides by its own count of targets
-  kWrongDivisor,         ///< the sum over dp is divided by dp once more
-  kIgnoredTargetsCount,  ///< the loss is divided by all targets, those that do not count as well
-  kSharedSampleOffset,   ///< data ranks draw the same dropout masks
-  kSharedSamples,        ///< every data rank trains on the first one's samples
-  kSkippedMicroBatch,    ///< the first pass of a step has no gradient
-  kUnreducedParameter,   ///< of one gain the gradient of the first data rank is taken for the sum
-  kNoClipping,           ///< the gradient norm is not held to its bound
-  kDecayDropped,         ///< pieces are one-dimensional: "nothing that is one-dimensional decays"
-  kOwnSeed,              ///< ranks draw different random numbers
-  kStaleCopy,            ///< one rank misses the update of a parameter that it holds a copy of
-  kStaleTiedWeight,      ///< the output layer keeps the weights of the first step
-  kStalePositions,       ///< the tokens of a cut sequence are numbered from 0
-  kShiftedTargets,       ///< ids are dealt out in balanced chunks, targets in natural order
-  kSharedHeads,          ///< tp ranks draw the dropout masks of the first rank's heads
-  kBiasAddedTwice,       ///< a row-parallel bias is added once by each rank
-  kReductionForgotten,   ///< behind a row-parallel layer stands no reduction, and its layout says otherwise
-  kReductionDropped,     ///< behind a row-parallel layer stands no reduction
-  kCopyDropped,          ///< before a column-parallel layer stands no copy_to_ranks
-  kInvariantNorm,        ///< a norm on cut tokens is laid out as I: its gradient would not be summed over tp
-};
-[[nodiscard]] const char* name(Mutant mutant);
-
+/// In f16 the loss of two steps is scaled so much that gradients overflow; see run.cpp.
 struct TrainingRun {
   std::string model;
   Config config;  ///< mesh, ZeRO, recomputation, batch
@@ -48,9 +25,15 @@ struct TrainingRun {
   Mutant mutant = Mutant::kNone;
 };
 
+using NamedValues = std::vector<std::pair<std::string, std::vector<double>>>;
+
 struct Result {
   std::vector<double> losses, grad_norms;
-  std::vector<std::pair<std::string, std::vector<double>>> weights;  ///< whole
+  std::vector<bool> skipped;     ///< by step: f16 gradients overflowed, and nothing was updated
+  NamedValues initial, weights;  ///< whole; of 16-bit weights their f32 masters
+  double loss_scale = 1.0;       ///< at the end
+  /// What is not the same on all ranks that hold it, or not what the update made it; "": nothing.
+  std::string broken_replica;
 };
 
 inline constexpr std::int64_t kVocab = 251, kTime = 13, kGlobalBatch = 12;
@@ -64,13 +47,14 @@ inline constexpr const char* kLlama =
 [[nodiscard]] Result run_on_threads(const TrainingRun& run);
 /// One rank, one pass a step, no Engine.
 [[nodiscard]] Result run_alone(const TrainingRun& run);
+/// The same in f64, from weights that were rounded to the run's dtype, with its steps left out: what the
+/// run would be if only its arithmetic were exact.
+[[nodiscard]] Result run_exactly(const TrainingRun& run, const std::vector<bool>& left_out);
 
-/// Largest relative differences of losses and gradient norms, largest absolute one of weights.
-struct Difference {
-  double losses = 0.0, norms = 0.0, weights = 0.0;
-  [[nodiscard]] double largest() const;
-};
-[[nodiscard]] Difference compare(const Result& a, const Result& b);
+/// Samples [first, first + count) of a step's batch, and how many of their targets count.
+void fill(std::int64_t step, std::int64_t first, std::int64_t count, std::span<std::int64_t> inputs,
+          std::span<std::int64_t> targets);
+[[nodiscard]] std::int64_t count_targets(std::int64_t first, std::int64_t count);
 
 /// Reads "dp=2,tp=2 zero=3 pass=2 recompute=full sp ulysses f32 ...": a row of the table.
 [[nodiscard]] Config layout(const std::string& text);
