@@ -42,7 +42,7 @@ struct RelativeError {
 ///                that of one rank's 16-bit run against the exact run. A layout rounds at other places, so
 ///                its error is another of the same size: losses may be 4 times as far off, norms and weights
 ///                3 times, and one parameter 8 times as far as it, or as parameters on average, are for one
-///                rank. (Layouts of the table: 1.6, 1.1, 1.7 and 3.6; one that did not train, in bf16: 28, 40, 43.)
+///                rank. (Layouts of the table: 1.6, 1.1, 1.7 and 3.6. One that did not train: 28, 40, 43.)
 struct Distance {
   double value = 0.0;
   std::string shown;

@@ -64,6 +64,9 @@ void spoil_model(Mutant mutant, Engine& engine) {
     case Mutant::kUnsummedNorm:
       take_gradient_of_first(engine, "h.0.ln_1.weight", kTp);
       return;
+    case Mutant::kUnsummedKeyValue:
+      take_gradient_of_first(engine, "layers.0.self_attn.k_proj.weight", kTp);
+      return;
     case Mutant::kOwnSeed:
       RankContext::current().seed += static_cast<std::uint64_t>(mesh.world().rank());
       return;
@@ -163,7 +166,8 @@ const char* name(Mutant mutant) {
                                     "ReductionDropped",
                                     "CopyDropped",
                                     "InvariantNorm",
-                                    "UnsummedNorm"};
+                                    "UnsummedNorm",
+                                    "UnsummedKeyValue"};
   return kNames[static_cast<std::size_t>(mutant)];
 }
 

@@ -35,7 +35,8 @@ enum class Mutant {
   kReductionDropped,     ///< behind a row-parallel layer stands no reduction
   kCopyDropped,          ///< before a column-parallel layer stands no copy_to_ranks
   kInvariantNorm,        ///< a norm on cut tokens is laid out as I: its gradient would not be summed over tp
-  kUnsummedNorm,         ///< a norm on cut tokens has on each tp rank the gradient of the first one's tokens
+  kUnsummedNorm,         ///< a norm on cut tokens has the gradient of the first tp rank's tokens
+  kUnsummedKeyValue,     ///< keys that several tp ranks read have the gradient of the first one's queries
 };
 [[nodiscard]] const char* name(Mutant mutant);
 

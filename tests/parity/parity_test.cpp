@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "kernels/error.h"
+#include "tests/data/temporary_folder.h"
 #include "tests/parity/compare.h"
 #include "tests/parity/run.h"
 
@@ -109,6 +110,51 @@ INSTANTIATE_TEST_SUITE_P(InF16, Parity,
                                            "cp=3 ulysses f16", "dp=2,cp=2,tp=2 zero=3 sp f16"),
                          [](const auto& row) { return test_name(row.param); });
 
+// --- Checkpoints (T4) --------------------------------------------------------------------------------------
+
+// Ten steps under each layout of a chain, each but the first from what the one before it saved: weights,
+// moments and a step count. Dropout and samples go on where they were, since both are functions of the step.
+class Resumed : public ::testing::TestWithParam<std::vector<const char*>> {};
+INSTANTIATE_TEST_SUITE_P(Layouts, Resumed,
+                         ::testing::Values(std::vector{"dp=1", "dp=2,tp=2 zero=3 sp"},
+                                           std::vector{"dp=2,tp=2 zero=3 sp", "cp=3 zero=1 pass=4"},
+                                           std::vector{"tp=4 recompute=full", "dp=5 zero=3 pass=2"},
+                                           std::vector{"dp=4 mics=2", "cp=2,tp=2 zero=2"},
+                                           std::vector{"cp=2 ulysses", "dp=4 hpz=2 pass=1", "tp=3 sp"},
+                                           std::vector{"dp=3 zero=2 Muon", "tp=2 sp Muon"},
+                                           std::vector{"dp=2,tp=2 zero=3 f32", "cp=2 zero=1 f32"}),
+                         [](const auto& row) {
+                           std::string chain;
+                           for (const char* text : row.param)
+                             chain += (chain.empty() ? "" : "_then_") + test_name(text);
+                           return chain;
+                         });
+
+TEST_P(Resumed, UnderAnotherLayoutIsTheUninterruptedRun) {
+  for (const char* model : {kGpt2, kLlama}) {
+    const data::TemporaryFolder folder;
+    TrainingRun run{.model = model, .config = {}, .steps = 0};
+    Result trained, all;
+    for (const char* text : GetParam()) {
+      run.config = layout(text);
+      run.steps += 10;
+      run.save_to = folder.path() / std::to_string(run.steps);
+      trained = run_on_threads(run);
+      all.losses.insert(all.losses.end(), trained.losses.begin(), trained.losses.end());
+      all.grad_norms.insert(all.grad_norms.end(), trained.grad_norms.begin(), trained.grad_norms.end());
+      EXPECT_EQ(trained.broken_replica, "");
+      run.resume_from = run.save_to;
+    }
+    trained.losses = all.losses;
+    trained.grad_norms = all.grad_norms;
+    trained.skipped.assign(all.losses.size(), false);
+    const Distance d = distance(run, trained, one_rank(run));
+    EXPECT_LE(d.value, 1.0) << d.shown;
+  }
+}
+
+// --- Overflow in f16 ---------------------------------------------------------------------------------------
+
 // A first scale that is far too large: gradients overflow in each of the four steps by 2^7 or more, whatever
 // the layout, so nothing is updated and the scale is halved four times.
 class LargeLossScale : public ::testing::TestWithParam<const char*> {};
@@ -139,6 +185,7 @@ struct Mistake {
   const char* layout;
   Seen seen = Seen::kAgainstOneRank;
   const char* down_to = "bf16";  // rounding of shorter dtypes hides it
+  const char* model = kGpt2;
 };
 
 class Mutants : public ::testing::TestWithParam<std::pair<const char*, Mistake>> {};
@@ -163,6 +210,7 @@ std::vector<std::pair<const char*, Mistake>> mistakes(const char* dtype) {
                                  {Mutant::kBiasAddedTwice, "tp=2"},
                                  {Mutant::kReductionForgotten, "tp=2"},
                                  {Mutant::kUnsummedNorm, "tp=2 sp", Seen::kAgainstOneRank, "f16"},
+                                 {Mutant::kUnsummedKeyValue, "tp=4", Seen::kAgainstOneRank, "bf16", kLlama},
                                  {Mutant::kMissedLastUpdate, "dp=2", Seen::kBetweenRanks},
                                  {Mutant::kNudgedReplica, "dp=2", Seen::kBetweenRanks, "f64"},
                                  {Mutant::kNudgedReplica, "dp=4 mics=2", Seen::kBetweenRanks, "f64"},
@@ -195,7 +243,7 @@ double margin(DType dtype) { return dtype == kF64 ? 1000.0 : dtype == kF32 ? 10.
 
 TEST_P(Mutants, AreCaught) {
   const auto& [dtype, mistake] = GetParam();
-  const TrainingRun run{.model = kGpt2,
+  const TrainingRun run{.model = mistake.model,
                         .config = layout(fmt::format("{} {}", mistake.layout, dtype)),
                         .mutant = mistake.mutant};
   if (mistake.seen == Seen::kByTypes) {

@@ -86,7 +86,7 @@ void fill(std::int64_t step, std::int64_t first, std::int64_t count, std::span<s
   }
 }
 
-Result run_on_mesh(const TrainingRun& run, Job& job) {
+void with_engine(const TrainingRun& run, Job& job, const std::function<void(Engine& engine)>& use) {
   // One of its own: a second model of one context would have other random streams.
   RankContext context({.rank = job.rank(), .world_size = job.size(), .num_threads = 1, .seed = kSeed});
   const RankContext::Scope scope(context);
@@ -106,7 +106,15 @@ Result run_on_mesh(const TrainingRun& run, Job& job) {
   spoil_settings(run.mutant, config, options);
   Engine engine(*model, config, mesh, options);
   spoil_model(run.mutant, engine);
+  if (!run.resume_from.empty()) engine.load(CheckpointReader(run.resume_from));
+  use(engine);
+}
 
+namespace {
+
+Result train(const TrainingRun& run, Engine& engine) {
+  const Mesh& mesh = engine.mesh();
+  Communicator& world = mesh.world();
   const std::int64_t own_first = shard_begin(kGlobalBatch, mesh.size(kDp), mesh.index(kDp));
   const SampleSource source = [&](std::int64_t step, std::int64_t first, std::int64_t count, auto inputs,
                                   auto targets) {
@@ -114,13 +122,13 @@ Result run_on_mesh(const TrainingRun& run, Job& job) {
   };
   Result result;
   Replicas replicas;
-  for (int step = 0; step < run.steps; ++step) {
+  for (std::int64_t step = engine.steps_done(); step < run.steps; ++step) {
     bool is_first = true;
     for (MicroBatch& pass : engine.micro_batches(source, kGlobalBatch)) {
       spoil_pass(run.mutant, engine, own_first, pass);
       const Tensor loss = engine.forward(pass);
       const double factor = wrong_scale(run.mutant, engine, pass, is_first) *
-                            spike(config.dtype, step, pass.first_sample, pass.ids.dim(0));
+                            spike(run.config.dtype, step, pass.first_sample, pass.ids.dim(0));
       engine.backward(factor == 1.0 ? loss : loss * factor);
       is_first = false;
     }
@@ -140,10 +148,19 @@ Result run_on_mesh(const TrainingRun& run, Job& job) {
   for (const auto& info : sources.optimizer.tensors) {
     if (info.name.ends_with("/master")) masters.emplace_back(info.name, sources.optimizer.get(info.name));
   }
-  take_masters(masters, config.dtype, result);
+  take_masters(masters, run.config.dtype, result);
   replicas.add(sources);
-  if (const std::string difference = replicas.first_difference(job.world()); !difference.empty())
+  if (const std::string difference = replicas.first_difference(world); !difference.empty())
     result.broken_replica = difference;
+  if (!run.save_to.empty()) save_checkpoint(run.save_to, sources, world);
+  return result;
+}
+
+}  // namespace
+
+Result run_on_mesh(const TrainingRun& run, Job& job) {
+  Result result;
+  with_engine(run, job, [&](Engine& engine) { result = train(run, engine); });
   return result;
 }
 

@@ -6,6 +6,8 @@
 // weight decay by group, samples with few or no targets that count.
 
 #include <cstdint>
+#include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 #include <utility>
@@ -23,6 +25,8 @@ struct TrainingRun {
   Config config;  ///< mesh, ZeRO, recomputation, batch
   int steps = 20;
   Mutant mutant = Mutant::kNone;
+  /// Checkpoints: where to go on from, up to `steps`, and what to write at the end; empty: none.
+  std::filesystem::path resume_from{}, save_to{};
 };
 
 using NamedValues = std::vector<std::pair<std::string, std::vector<double>>>;
@@ -43,6 +47,8 @@ inline constexpr const char* kLlama =
 
 /// A collective of the job's ranks, as many as the mesh has; the same on every rank.
 [[nodiscard]] Result run_on_mesh(const TrainingRun& run, Job& job);
+/// Gives the run's engine, before its first step. A collective as well.
+void with_engine(const TrainingRun& run, Job& job, const std::function<void(Engine& engine)>& use);
 /// On as many ranks of this process as the mesh has.
 [[nodiscard]] Result run_on_threads(const TrainingRun& run);
 /// One rank, one pass a step, no Engine.
