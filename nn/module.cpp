@@ -144,14 +144,20 @@ std::vector<Module::NamedEntry> Module::entries() const {
 }
 
 std::vector<Module::NamedEntry> Module::unique_entries() const {
+  const std::vector<NamedEntry> all = entries();
   std::vector<NamedEntry> result;
-  for (NamedEntry& named : entries()) {
-    // Only a tied parameter can have been seen before; elsewhere than below its owner it stands for itself.
-    const bool seen =
-        named.entry->role == Role::kTied && std::ranges::any_of(result, [&](const NamedEntry& other) {
-          return other.entry->tensor.is_same(named.entry->tensor);
-        });
-    if (!seen) result.push_back(std::move(named));
+  for (const NamedEntry& named : all) {
+    const auto is_same = [&named](const NamedEntry& other) {
+      return other.entry->tensor.is_same(named.entry->tensor);
+    };
+    const auto is_owner = [&is_same](const NamedEntry& other) {
+      return other.entry->role != Role::kTied && is_same(other);
+    };
+    // The owner stands for a tied parameter, before or behind it; elsewhere than below its owner the first
+    // stands for itself.
+    const bool is_alias = named.entry->role == Role::kTied &&
+                          (std::ranges::any_of(result, is_same) || std::ranges::any_of(all, is_owner));
+    if (!is_alias) result.push_back(named);
   }
   return result;
 }

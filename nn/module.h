@@ -91,7 +91,8 @@ class Module {
   [[nodiscard]] Module& find_module(std::string_view path);
 
   // --- Parameters
-  /// Every parameter below this module, each once (a tied one under its first name), by its path from here.
+  /// Every parameter below this module by its path from here, each once: a tied one under its owner's name,
+  /// or its first where the owner is not below.
   [[nodiscard]] NamedTensors named_parameters() const;
   [[nodiscard]] std::vector<Tensor> parameters() const;
   /// Those registered in this module itself, not below; tied ones too.

@@ -47,6 +47,24 @@ TEST(Module, ParametersHaveTheirPathsInOrderOfRegistration) {
   for (const Tensor& parameter : model.parameters()) EXPECT_TRUE(parameter.requires_grad());
 }
 
+/// Uses the weight of its child as well; its own entries come before the child's.
+struct UsesItsChildsWeight : Module {
+  UsesItsChildsWeight() : hidden(add_module<Linear>("hidden", 3, 3)) {
+    tie_parameter("again", hidden.weight());
+  }
+  Linear& hidden;
+};
+
+TEST(Module, ATiedParameterIsListedOnceThoughItComesBeforeItsOwner) {
+  const DeviceScope on_meta(meta);
+  UsesItsChildsWeight model;
+  EXPECT_EQ(names(model.named_parameters()), (Names{"hidden.weight", "hidden.bias"}));
+  EXPECT_EQ(model.num_parameters(), 3 * 3 + 3);
+  EXPECT_EQ(names(model.own_parameters()), Names{"again"});
+  model.materialize(cpu);
+  EXPECT_TRUE(model.find_parameter("again").is_same(model.hidden.weight()));
+}
+
 TEST(Module, KnowsItsPlaceAndItsChildren) {
   Gpt2 model({.vocab = 5, .context = 4, .layers = 2, .heads = 2, .width = 4});
   EXPECT_EQ(model.name(), "");
