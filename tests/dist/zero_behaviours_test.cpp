@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 
 #include "autograd/backward.h"
 #include "autograd/grad_mode.h"
@@ -156,6 +157,69 @@ TEST(ZeroBehaviour, PrefetchesInOneOrderOnRanksThatSkipUsesOfAUnit) {
     if (sample == 2) return {0, 3, 2, 1};
     return {2, 3, 1};
   });
+}
+
+// Trap 18. A tied weight of a unit that runs inside of another which uses it as well: gathered by whichever
+// comes first, and there until the last is done, forward and backward; then it is gone.
+class Nested : public nn::Module {
+ public:
+  Nested()
+      : inner_(add_module<nn::Linear>("inner", kWidth, kWidth)),
+        again_(tie_parameter("again", inner_.weight())),
+        gain_(add_parameter("gain", {kWidth}, nn::Init::ones())) {}
+  Tensor operator()(const Tensor& x) {
+    return run_hooks([this](const Tensor& input) { return gelu(linear(inner_(input), again_, {}) * gain_); },
+                     x);
+  }
+
+ private:
+  nn::Linear& inner_;
+  Tensor again_, gain_;
+};
+
+TEST(ZeroBehaviour, KeepsATiedWeightUntilItsLastUserIsDone) {
+  for (const ZeroPlacement& placement : kPlacements) {
+    run_thread_ranks(2, [&](Job& job) {
+      const Mesh mesh(MeshShape::parse("dp=2"), job.shared_world());
+      RankContext context({.rank = job.rank(), .world_size = 2, .seed = 3});
+      const RankContext::Scope scope(context);
+      const auto model = [] {
+        const DeviceScope on_meta(meta);
+        return std::make_unique<Nested>();
+      }();
+      model->to(kF64);
+      Zero zero(*model, mesh, options_of(placement, 2));
+      std::map<std::string, std::vector<double>> expected;
+      {
+        Nested whole;
+        whole.to(kF64);
+        for (const auto& [name, tensor] : whole.named_parameters()) {
+          const NoGrad no_grad;
+          Tensor(tensor).copy_from(zero.whole(name));
+        }
+        sum(whole(input_of(0, 0))).backward();
+        for (const auto& [name, tensor] : whole.named_parameters())
+          expected[name] = (tensor.grad() * 2.0).to_vector<double>();  // of two ranks
+      }
+      for (int step = 0; step < 3; ++step) {  // the first records, the others follow what it recorded
+        const Tensor loss = sum((*model)(input_of(0, 0)));
+        zero.begin_backward(true);
+        loss.backward();
+        zero.end_backward();
+        zero.finish_gradients();
+        for (const auto& [name, piece] : zero.pieces()) {
+          const std::vector<double> gradient = zero.whole(name, piece.grad()).to_vector<double>();
+          ASSERT_EQ(gradient.size(), expected.at(name).size());
+          for (std::size_t i = 0; i < gradient.size(); ++i)
+            EXPECT_NEAR(gradient[i], expected[name][i], 1e-13);
+        }
+        zero.after_update();
+        zero.zero_gradients();
+        const MemoryReport memory = context.pool(cpu)->report();
+        EXPECT_EQ(memory.of(MemoryCategory::kParameter).current, zero.predicted_memory(0).parameters);
+      }
+    });
+  }
 }
 
 // A unit that nobody uses has gradient 0 in every layout: its weights decay, as those of one rank do. From

@@ -3,8 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
+#include <memory>
 #include <sstream>
 
+#include "autograd/graph.h"
 #include "autograd/ops.h"
 #include "dist/collectives.h"
 #include "dist/engine.h"
@@ -34,14 +37,28 @@ std::int64_t token(std::int64_t step, std::int64_t sample, std::int64_t t) {
 // All of a sample's targets count, or three of them, or (one sample of each batch) none.
 std::int64_t num_targets(std::int64_t sample) { return sample == 7 ? 0 : sample % 5 == 0 ? 3 : kTime; }
 
-// In f16 two steps overflow on whichever ranks have sample 5: the loss of what shares a pass with it counts
-// 2^14 times, so that a gradient of a logit is 2^27 / 113 targets or more, far beyond 65504. Without, all
-// gradients of these runs fit up to a scale of 2^19, where which layout overflows first would depend on how
-// long partial sums are; the scale is 2^14 and less.
-double spike(DType dtype, std::int64_t step, std::int64_t first, std::int64_t count) {
-  constexpr std::int64_t kSample = 5;
-  const bool has_it = first <= kSample && kSample < first + count;
-  return dtype == kF16 && (step == 3 || step == 11) && has_it ? 0x1p14 : 1.0;
+// In f16 two steps overflow. In the first the loss of what shares a pass with sample 5 counts 2^14 times, so
+// that a gradient of a logit is 2^28 / 113 targets, far beyond 65504, and nothing behind it is finite. In the
+// second one gradient of one matrix is not, on the one rank of the first tp and cp index that has sample 5:
+// the others see it in no piece of theirs, or in few.
+// Otherwise all gradients of these runs fit up to a scale of 2^19, where which layout overflows first would
+// depend on how long partial sums are; the scale is 2^14 and less.
+constexpr std::int64_t kLossOverflows = 3, kMatrixOverflows = 11;
+
+bool has_spike(std::int64_t first, std::int64_t count) { return first <= 5 && 5 < first + count; }
+
+double loss_spike(DType dtype, std::int64_t step, std::int64_t first, std::int64_t count) {
+  return dtype == kF16 && step == kLossOverflows && has_spike(first, count) ? 0x1p14 : 1.0;
+}
+
+// `active` says whether the pass under way is the one.
+void add_matrix_spike(nn::Module& model, const std::shared_ptr<bool>& active) {
+  for (const auto& [name, tensor] : model.named_parameters()) {
+    if (name != "h.1.mlp.c_fc.weight" && name != "layers.1.mlp.up_proj.weight") continue;
+    register_hook(tensor, [active](const Tensor& grad) {
+      return *active ? grad * std::numeric_limits<double>::infinity() : grad;
+    });
+  }
 }
 
 optim::LossScaler make_scaler(const Config& config) {
@@ -122,13 +139,17 @@ Result train(const TrainingRun& run, Engine& engine) {
   };
   Result result;
   Replicas replicas;
+  const auto matrix_spike = std::make_shared<bool>(false);
+  const bool may_spike = run.config.dtype == kF16 && mesh.index(kTp) == 0 && mesh.index(MeshAxis::kCp) == 0;
+  add_matrix_spike(engine.model(), matrix_spike);
   for (std::int64_t step = engine.steps_done(); step < run.steps; ++step) {
     bool is_first = true;
     for (MicroBatch& pass : engine.micro_batches(source, kGlobalBatch)) {
       spoil_pass(run.mutant, engine, own_first, pass);
       const Tensor loss = engine.forward(pass);
       const double factor = wrong_scale(run.mutant, engine, pass, is_first) *
-                            spike(run.config.dtype, step, pass.first_sample, pass.ids.dim(0));
+                            loss_spike(run.config.dtype, step, pass.first_sample, pass.ids.dim(0));
+      *matrix_spike = may_spike && step == kMatrixOverflows && has_spike(pass.first_sample, pass.ids.dim(0));
       engine.backward(factor == 1.0 ? loss : loss * factor);
       is_first = false;
     }
@@ -186,6 +207,8 @@ Result train_alone(const TrainingRun& run, DType rounded_to, const std::vector<b
                                         optim::no_decay_for_biases_and_norms(), /*exchange=*/nullptr);
   optim::LossScaler scaler = make_scaler(run.config);
   std::vector<std::int64_t> inputs(static_cast<std::size_t>(kGlobalBatch * kTime)), targets(inputs.size());
+  const auto matrix_spike = std::make_shared<bool>(false);
+  add_matrix_spike(*model, matrix_spike);
   Result result;
   result.initial = values_of(model->state());
   for (int step = 0; step < run.steps; ++step) {
@@ -194,7 +217,8 @@ Result train_alone(const TrainingRun& run, DType rounded_to, const std::vector<b
     const Shape shape{kGlobalBatch, kTime};
     const Tensor loss = model->loss(from_vector(inputs, shape), from_vector(targets, shape));
     const double scale = scaler.scale();
-    (loss * (scale * spike(run.config.dtype, step, 0, kGlobalBatch))).backward();
+    *matrix_spike = run.config.dtype == kF16 && step == kMatrixOverflows;
+    (loss * (scale * loss_spike(run.config.dtype, step, 0, kGlobalBatch))).backward();
     const optim::GradNorm norm = optim::global_grad_norm(optimizer->parameters(), 1.0 / scale);
     const bool skip = !scaler.update(norm.finite(), norm.non_finite);
     if (!skip && (left_out.empty() || !left_out[static_cast<std::size_t>(step)]))
