@@ -52,7 +52,54 @@ void take_gradient_of_first(Engine& engine, const char* parameter, MeshAxis axis
                 });
 }
 
+// The first of a rank's pieces that is part of what other ranks of tp hold as well.
+Tensor piece_of_uncut(Engine& engine) {
+  for (const auto& [name, piece] : engine.zero().pieces()) {
+    if (piece.num_elements() > 0 && !engine.laid_out().placement(name).is_cut) return piece;
+  }
+  return {};
+}
+
 }  // namespace
+
+const char* name(Mutant mutant) {
+  constexpr const char* kNames[] = {"none",
+                                    "MeanOfMeans",
+                                    "WrongDivisor",
+                                    "IgnoredTargetsCount",
+                                    "SharedSampleOffset",
+                                    "SharedSamples",
+                                    "SkippedMicroBatch",
+                                    "UnreducedParameter",
+                                    "NoClipping",
+                                    "DecayDropped",
+                                    "OwnSeed",
+                                    "NothingTrained",
+                                    "StaleCopy",
+                                    "MissedLastUpdate",
+                                    "NudgedReplica",
+                                    "StaleTiedWeight",
+                                    "StalePositions",
+                                    "ShiftedTargets",
+                                    "SharedHeads",
+                                    "BiasAddedTwice",
+                                    "ReductionForgotten",
+                                    "ReductionDropped",
+                                    "CopyDropped",
+                                    "InvariantNorm",
+                                    "UnsummedNorm",
+                                    "UnsummedKeyValue"};
+  return kNames[static_cast<std::size_t>(mutant)];
+}
+
+void spoil_settings(Mutant mutant, Config& config, EngineOptions& options) {
+  if (mutant == Mutant::kNoClipping) config.gradient_clipping = 0.0;
+  if (mutant == Mutant::kNothingTrained) config.optimizer.lr = 0.0;
+  if (mutant == Mutant::kDecayDropped) options.groups = {{.patterns = {"*"}, .weight_decay = 0.0}};
+  if (mutant == Mutant::kCopyDropped)
+    std::erase_if(options.plan,
+                  [](const PlanRow& row) { return row.role == Role::kEnter && row.pattern == "h.*.mlp"; });
+}
 
 void spoil_model(Mutant mutant, Engine& engine) {
   const Mesh& mesh = engine.mesh();
@@ -140,57 +187,6 @@ double wrong_scale(Mutant mutant, const Engine& engine, const MicroBatch& pass, 
       return 1.0;
   }
 }
-
-const char* name(Mutant mutant) {
-  constexpr const char* kNames[] = {"none",
-                                    "MeanOfMeans",
-                                    "WrongDivisor",
-                                    "IgnoredTargetsCount",
-                                    "SharedSampleOffset",
-                                    "SharedSamples",
-                                    "SkippedMicroBatch",
-                                    "UnreducedParameter",
-                                    "NoClipping",
-                                    "DecayDropped",
-                                    "OwnSeed",
-                                    "NothingTrained",
-                                    "StaleCopy",
-                                    "MissedLastUpdate",
-                                    "NudgedReplica",
-                                    "StaleTiedWeight",
-                                    "StalePositions",
-                                    "ShiftedTargets",
-                                    "SharedHeads",
-                                    "BiasAddedTwice",
-                                    "ReductionForgotten",
-                                    "ReductionDropped",
-                                    "CopyDropped",
-                                    "InvariantNorm",
-                                    "UnsummedNorm",
-                                    "UnsummedKeyValue"};
-  return kNames[static_cast<std::size_t>(mutant)];
-}
-
-void spoil_settings(Mutant mutant, Config& config, EngineOptions& options) {
-  if (mutant == Mutant::kNoClipping) config.gradient_clipping = 0.0;
-  if (mutant == Mutant::kNothingTrained) config.optimizer.lr = 0.0;
-  if (mutant == Mutant::kDecayDropped) options.groups = {{.patterns = {"*"}, .weight_decay = 0.0}};
-  if (mutant == Mutant::kCopyDropped)
-    std::erase_if(options.plan,
-                  [](const PlanRow& row) { return row.role == Role::kEnter && row.pattern == "h.*.mlp"; });
-}
-
-namespace {
-
-// The first of a rank's pieces that is part of what other ranks of tp hold as well.
-Tensor piece_of_uncut(Engine& engine) {
-  for (const auto& [name, piece] : engine.zero().pieces()) {
-    if (piece.num_elements() > 0 && !engine.laid_out().placement(name).is_cut) return piece;
-  }
-  return {};
-}
-
-}  // namespace
 
 SpoiltUpdate::SpoiltUpdate(Mutant mutant, Engine& engine, bool is_last) : mutant_(mutant), engine_(engine) {
   const Communicator& world = engine.mesh().world();
