@@ -69,9 +69,14 @@ Tensor log_softmax(const Tensor& x, int dim) { return softmax_along("log_softmax
 
 namespace {
 
+// A parameter as the kernel wants it; an undefined one stays undefined.
+Tensor side_by_side(const Tensor& x) { return x.defined() ? with_unit_stride(x) : x; }
+kernels::ConstView view_or_null(const Tensor& x) { return x.defined() ? x.view() : kernels::ConstView(); }
+
 // What the backward pass of both forms of LayerNorm does. With n = (x − mean)·inv_std and g = dy·gain:
 //   dx = inv_std·(g − mean(g) − n·mean(g·n)),   dgain = Σ dy·n,   dbias = Σ dy
-// n is made again from x and the two statistics of each row, not saved.
+// n is made again from x and the two statistics of each row, not saved. Only dx needs the values of gain:
+// where weights have a pass of their own, they may be gone by then.
 struct LayerNormGrads {
   Tensor dx, dgain, dbias;
   LayerNormGrads(const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& bias,
@@ -85,15 +90,12 @@ struct LayerNormGrads {
     }
     if (need_gain) dgain = parameter_gradient(gain), dgain_view = dgain.mutable_view();
     if (need_bias) dbias = parameter_gradient(bias), dbias_view = dbias.mutable_view();
+    const Tensor gain_values = need_x ? with_unit_stride(gain) : Tensor();
     normalization(dy).layer_norm_backward(
-        dy_rows.view(), x_rows.view(), with_unit_stride(gain).view(), mean.view(), inv_std.view(),
+        dy_rows.view(), x_rows.view(), view_or_null(gain_values), mean.view(), inv_std.view(),
         need_x ? &dx_view : nullptr, need_gain ? &dgain_view : nullptr, need_bias ? &dbias_view : nullptr);
   }
 };
-
-// A parameter as the kernel wants it; an undefined bias stays undefined.
-Tensor side_by_side(const Tensor& x) { return x.defined() ? with_unit_stride(x) : x; }
-kernels::ConstView view_or_null(const Tensor& x) { return x.defined() ? x.view() : kernels::ConstView(); }
 
 }  // namespace
 
@@ -177,9 +179,10 @@ Tensor rms_norm(const Tensor& x, const Tensor& gain, double epsilon) {
                     dx_view = dx.reshape(dy_rows.shape()).mutable_view();
                   }
                   if (needs[1]) dgain = parameter_gradient(gain.get()), dgain_view = dgain.mutable_view();
+                  const Tensor gain_values = needs[0] ? with_unit_stride(gain.get()) : Tensor();
                   normalization(dy).rms_norm_backward(
-                      dy_rows.view(), as_rows(x.get()).view(), with_unit_stride(gain.get()).view(),
-                      inv_rms.view(), needs[0] ? &dx_view : nullptr, needs[1] ? &dgain_view : nullptr);
+                      dy_rows.view(), as_rows(x.get()).view(), view_or_null(gain_values), inv_rms.view(),
+                      needs[0] ? &dx_view : nullptr, needs[1] ? &dgain_view : nullptr);
                   return {dx, dgain};
                 });
 }

@@ -52,8 +52,8 @@ void hook_units(nn::Module& model, const std::shared_ptr<ZeroState>& state) {
   };
   const bool cuts_parameters = state->plan.placement.parameters != Spread::kWhole;
   const bool cuts_gradients = state->plan.placement.gradients != Spread::kWhole;
-  if (cuts_parameters) {
-    model.add_forward_pre_hook(alive([](ZeroState& s) { s.gather.begin_forward(); }));
+  if (cuts_parameters && state->options.stages.empty()) {
+    model.add_forward_pre_hook(alive([](ZeroState& s) { s.gather.begin_forward(0); }));
     model.add_forward_hook(alive([](ZeroState& s) { s.gather.end_forward(); }));
   }
   for (std::size_t u = 0; u < state->plan.units.size(); ++u) {
@@ -204,7 +204,17 @@ std::vector<ZeroTraffic> Zero::predicted_traffic(int accumulation) const {
 
 // --- A step ------------------------------------------------------------------------------------------------
 
-void Zero::begin_backward(bool last_micro_batch) {
+void Zero::begin_forward(std::size_t stage) {
+  if (state_->plan.placement.parameters != Spread::kWhole) state_->gather.begin_forward(stage);
+}
+
+void Zero::end_forward() {
+  if (state_->plan.placement.parameters != Spread::kWhole) state_->gather.end_forward();
+}
+
+void Zero::begin_backward(bool last_micro_batch) { begin_backward(BackwardPass{.last = last_micro_batch}); }
+
+void Zero::begin_backward(const BackwardPass& pass) {
   using Phase = detail::ZeroState::Phase;
   if (state_->in_backward || state_->phase == Phase::kReduced) {
     throw AutogradError(fmt::format(
@@ -214,10 +224,12 @@ void Zero::begin_backward(bool last_micro_batch) {
   state_->check_trainable();
   if (state_->phase == Phase::kFinished) zero_gradients();
   const NoGrad no_grad;
-  if (state_->plan.placement.parameters != Spread::kWhole) state_->gather.begin_backward();
-  state_->reduce.begin_backward(last_micro_batch);
+  // Gradients of weights need activations and what came back alone.
+  const bool needs_parameters = pass.gradients != BackwardPass::Gradients::kWeights;
+  if (state_->plan.placement.parameters != Spread::kWhole && needs_parameters)
+    state_->gather.begin_backward(pass.stage);
+  state_->reduce.begin_backward(pass);
   state_->in_backward = true;
-  state_->last = last_micro_batch;
 }
 
 void Zero::end_backward() {
@@ -226,7 +238,7 @@ void Zero::end_backward() {
   if (state_->plan.placement.parameters != Spread::kWhole) state_->gather.end_backward();
   state_->reduce.end_backward();
   state_->in_backward = false;
-  if (state_->last) state_->phase = detail::ZeroState::Phase::kReduced;
+  if (state_->reduce.is_complete()) state_->phase = detail::ZeroState::Phase::kReduced;
 }
 
 void Zero::finish_gradients() {

@@ -22,6 +22,18 @@ struct ZeroState;
 /// `local`, which has the shape of record.tensor.
 using FillParameter = std::function<void(const nn::ParameterRecord& record, Tensor& local)>;
 
+/// A backward pass of one micro-batch through one of this rank's stages; without a pipeline there is one.
+struct BackwardPass {
+  enum class Gradients : std::uint8_t {
+    kAll,
+    kInputs,   ///< of activations: those of weights are deferred (autograd/backward.h) ...
+    kWeights,  ///< ... and come in a pass of their own
+  };
+  bool last = true;  ///< of the accumulation, for this stage
+  std::size_t stage = 0;
+  Gradients gradients = Gradients::kAll;
+};
+
 /// Data parallelism in which parameters, gradients and optimizer state may each be cut over the data ranks
 /// (Rajbhandari et al., 2020; see ZeroPlacement). A part that is cut is gathered before its use and released
 /// after it, so that what a rank holds shrinks with the number of ranks; what it computes does not change.
@@ -78,8 +90,13 @@ class Zero {
   /// rank has none. grad() is this rank's part of the reduced gradient, after finish_gradients().
   [[nodiscard]] const NamedTensors& pieces() const noexcept;
 
+  /// Around the forward pass of a stage of a pipeline; the model's own forward passes need neither.
+  void begin_forward(std::size_t stage);
+  void end_forward();
+
   /// Before loss.backward(), after the forward pass. `last_micro_batch` ends the accumulation.
   void begin_backward(bool last_micro_batch);
+  void begin_backward(const BackwardPass& pass);
   /// After it: starts what has not started, waits for what was reduced, releases what was gathered.
   void end_backward();
   /// After the last one: the pieces' gradients are sums over all ranks.
@@ -94,6 +111,9 @@ class Zero {
   /// Σ g² over the whole model, every logical element once, the same on every rank. A collective of the
   /// world.
   [[nodiscard]] double global_grad_sum_of_squares() const;
+
+  /// Whether this rank's stages have the parameter.
+  [[nodiscard]] bool has(const std::string& name) const;
 
   // --- Whole tensors, one at a time, for checkpoints. IndexError for an unknown name.
   /// The values of a parameter, from all ranks. A collective of all ranks that hold parts of it.

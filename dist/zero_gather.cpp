@@ -14,7 +14,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 
 #include "dist/zero_state.h"
 #include "kernels/error.h"
@@ -22,43 +21,53 @@
 namespace tessera::dist::detail {
 
 ZeroGather::ZeroGather(FlatSet& flats)
-    : set_(flats), flats_(flats.plan.flats.size()), units_(flats.plan.units.size()) {
-  forward_.units.resize(units_.size());
-  std::iota(forward_.units.begin(), forward_.units.end(), std::size_t{0});
-  backward_.units.assign(forward_.units.rbegin(), forward_.units.rend());
-  forward_.used.resize(units_.size());
-  backward_.used.resize(units_.size());
+    : set_(flats),
+      flats_(flats.plan.flats.size()),
+      units_(flats.plan.units.size()),
+      stages_(flats.plan.num_stages) {
+  for (std::size_t unit = 0; unit < units_.size(); ++unit)
+    stages_[flats.plan.units[unit].stage].forward.units.push_back(unit);
+  for (auto& [forward, backward] : stages_) {
+    backward.units.assign(forward.units.rbegin(), forward.units.rend());
+    forward.used.resize(forward.units.size());
+    backward.used.resize(forward.units.size());
+  }
 }
 
 // --- Passes ------------------------------------------------------------------------------------------------
 
-void ZeroGather::begin_forward() {
+void ZeroGather::begin_forward(std::size_t stage) {
   if (in_backward_) {
     throw AutogradError(
         "Zero: a forward pass of the model began between begin_backward() and end_backward(); call "
         "begin_backward() after the forward pass, right before loss.backward()");
   }
   end_forward();
+  stage_ = stage;
   in_forward_ = true;
 }
 
 // Also ends a pass of which the model's hooks did not tell: one that ran part by part, or met an exception.
 void ZeroGather::end_forward() {
   if (in_backward_ || !std::exchange(in_forward_, false)) return;
-  catch_up(forward_, forward_.units.size());
-  forward_.cursor = 0;
+  Pass& pass = stages_[stage_].forward;
+  catch_up(pass, pass.units.size());
+  pass.cursor = 0;
 }
 
-void ZeroGather::begin_backward() {
+void ZeroGather::begin_backward(std::size_t stage) {
   end_forward();
+  stage_ = stage;
   in_backward_ = true;
-  backward_.cursor = 0;
+  stages_[stage_].backward.cursor = 0;
 }
 
 void ZeroGather::end_backward() {
-  catch_up(backward_, backward_.units.size());
+  if (!in_backward_) return;
+  Pass& pass = stages_[stage_].backward;
+  catch_up(pass, pass.units.size());
   for (std::size_t unit = 0; unit < units_.size(); ++unit) leave_backward(unit);
-  backward_.cursor = 0;
+  pass.cursor = 0;
   in_backward_ = false;
 }
 
@@ -69,7 +78,7 @@ void ZeroGather::enter(std::size_t unit) {
   in_forward_ = true;
   // An exception may have ended the unit's last forward pass before it was left.
   if (std::exchange(units_[unit].in_forward, true)) release(unit);
-  acquire(unit, forward_);
+  acquire(unit, stages_[stage_].forward);
 }
 
 void ZeroGather::leave(std::size_t unit) {
@@ -78,7 +87,7 @@ void ZeroGather::leave(std::size_t unit) {
 
 void ZeroGather::enter_backward(std::size_t unit) {
   if (!in_backward_ || std::exchange(units_[unit].in_backward, true)) return;
-  acquire(unit, backward_);
+  acquire(unit, stages_[stage_].backward);
 }
 
 void ZeroGather::leave_backward(std::size_t unit) {
@@ -224,7 +233,7 @@ void ZeroGather::prefetch(const Pass& pass) {
 
 bool ZeroGather::is_used_again_soon(std::size_t flat) const {
   if (recording_ || set_.options.max_reuse_distance == 0) return false;
-  const Pass& pass = in_backward_ ? backward_ : forward_;
+  const Pass& pass = in_backward_ ? stages_[stage_].backward : stages_[stage_].forward;
   std::int64_t distance = 0;
   for (std::size_t i = pass.cursor; i < pass.units.size(); ++i) {
     if (uses(pass.units[i], flat)) return true;
@@ -237,11 +246,13 @@ bool ZeroGather::is_used_again_soon(std::size_t flat) const {
 
 // Entries that no rank used go. Ranks took part in the same gathers, so their schedules have equal entries.
 void ZeroGather::agree_on_schedule() {
-  std::vector<std::int32_t> used = forward_.used;
-  used.insert(used.end(), backward_.used.begin(), backward_.used.end());
+  std::vector<Pass*> passes;
+  for (Stage& stage : stages_) passes.insert(passes.end(), {&stage.forward, &stage.backward});
+  std::vector<std::int32_t> used;
+  for (const Pass* pass : passes) used.insert(used.end(), pass->used.begin(), pass->used.end());
   set_.groups.gather->all_reduce(buffer_of(used), ReduceOp::kMax);
   std::size_t next = 0;
-  for (Pass* pass : {&forward_, &backward_}) {
+  for (Pass* pass : passes) {
     std::vector<std::size_t> kept;
     for (const std::size_t unit : pass->units) {
       if (used[next++] != 0) kept.push_back(unit);

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 #include <unordered_set>
 
@@ -90,8 +91,8 @@ void FlatSet::write_shard(std::size_t parameter, const Tensor& values) {
       .copy_from(values.contiguous().reshape({-1}).slice(0, part.begin, part.end));
 }
 
-// Along dp and cp by the spread; along tp by the layout. Stages of a pipeline have parameters of their own.
-bool ZeroState::counts(std::size_t parameter) const {
+// Along dp and cp by the spread; along tp by the layout.
+bool ZeroState::counts_in_stage(std::size_t parameter) const {
   const int copies = plan.ranks.size() / plan.ranks.ways(plan.placement.optimizer);
   // Data ranks with the same part are those of equal place in their shard groups: the first group counts.
   if (copies > 1 && data_rank >= plan.ranks.size() / copies) return false;
@@ -100,6 +101,13 @@ bool ZeroState::counts(std::size_t parameter) const {
     if (!layout[axis].is_sharded() && mesh->index(axis) > 0) return false;
   }
   return true;
+}
+
+// Stages have parameters of their own, but for those that are shared.
+bool ZeroState::counts(std::size_t parameter) const {
+  const bool is_shared = plan.flats[plan.parameters[parameter].flat].is_shared;
+  if (is_shared && options.sharing_group->rank() > 0) return false;
+  return counts_in_stage(parameter);
 }
 
 Tensor ZeroState::join(std::size_t parameter, const Tensor& part, Spread spread) const {
@@ -144,7 +152,7 @@ class ZeroExchange final : public optim::PieceExchange {
       throw ShapeError(fmt::format("sum_over_pieces: {} names and {} sums", names.size(), sums.size()));
     }
     for (std::size_t i = 0; i < names.size(); ++i) {
-      if (!state_->counts(state_->parameter_index("sum_over_pieces", names[i]))) sums[i] = 0.0;
+      if (!state_->counts_in_stage(state_->parameter_index("sum_over_pieces", names[i]))) sums[i] = 0.0;
     }
     const Mesh& mesh = *state_->mesh;
     for (Communicator* group : {state_->groups.data, &mesh.group(MeshAxis::kEp, MeshAxis::kTp)}) {
@@ -193,6 +201,12 @@ Tensor ZeroState::local_part(const char* operation, std::size_t parameter, const
 }
 
 }  // namespace detail
+
+bool Zero::has(const std::string& name) const {
+  return std::ranges::any_of(state_->plan.parameters, [&name](const ZeroParameter& parameter) {
+    return parameter.record.name == name;
+  });
+}
 
 Tensor Zero::whole(const std::string& name) const {
   const std::size_t index = state_->parameter_index("whole", name);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <tuple>
 
 #include "autograd/graph.h"
@@ -44,6 +45,10 @@ Range ZeroPlan::part_of(std::size_t parameter, Range slice) const noexcept {
   const std::int64_t begin = std::max<std::int64_t>(slice.begin - first, 0);
   const std::int64_t end = std::min(slice.end - first, size);
   return begin < end ? Range{begin, end} : Range{};
+}
+
+bool ZeroPlan::is_used_in(const ZeroFlat& flat, std::size_t stage) const noexcept {
+  return std::ranges::any_of(flat.units, [&](std::size_t u) { return units[u].stage == stage; });
 }
 
 namespace {
@@ -87,16 +92,37 @@ ZeroPlacement normalised(const ZeroPlacement& asked, const DataRanks& ranks) {
   return {normal(asked.parameters), normal(asked.gradients), normal(asked.optimizer)};
 }
 
+struct UnitParameters {
+  nn::Module* module;
+  std::size_t stage;
+  std::vector<Tensor> parameters;
+};
+
+// Which of the stages has the module; none if it is another rank's.
+std::optional<std::size_t> stage_of(const nn::Module& module,
+                                    const std::vector<std::vector<nn::Module*>>& stages) {
+  if (stages.empty()) return 0;
+  for (std::size_t stage = 0; stage < stages.size(); ++stage) {
+    for (nn::Module* part : stages[stage]) {
+      const std::vector<nn::Module*> below = part->modules();
+      if (std::ranges::find(below, &module) != below.end()) return stage;
+    }
+  }
+  return std::nullopt;
+}
+
 // A block with all that is below it, or a module with the parameters of its own; parents before children.
-void collect_units(nn::Module& module, std::vector<std::pair<nn::Module*, std::vector<Tensor>>>& units) {
+void collect_units(nn::Module& module, const std::vector<std::vector<nn::Module*>>& stages,
+                   std::vector<UnitParameters>& units) {
   const bool is_block = dynamic_cast<nn::Block*>(&module) != nullptr;
   const NamedTensors parameters = is_block ? module.named_parameters() : module.own_parameters();
-  if (!parameters.empty()) {
-    units.emplace_back(&module, std::vector<Tensor>());
-    for (const auto& [parameter_name, parameter] : parameters) units.back().second.push_back(parameter);
+  const std::optional<std::size_t> stage = stage_of(module, stages);
+  if (!parameters.empty() && stage) {
+    units.push_back({&module, *stage, {}});
+    for (const auto& [parameter_name, parameter] : parameters) units.back().parameters.push_back(parameter);
   }
   if (is_block) return;
-  for (const auto& [child_name, child] : module.children()) collect_units(*child, units);
+  for (const auto& [child_name, child] : module.children()) collect_units(*child, stages, units);
 }
 
 std::vector<MeshAxis> sum_axes(const nn::ParameterRecord& record, const MeshShape& mesh) {
@@ -125,30 +151,41 @@ ZeroPlan plan_zero(nn::Module& model, const MeshShape& mesh, const ZeroOptions& 
   plan.keep_full_gradients = options.keep_full_gradients;
   plan.persistence_threshold = options.persistence_threshold;
 
-  std::vector<std::pair<nn::Module*, std::vector<Tensor>>> units;
-  collect_units(model, units);
-  for (const auto& [module, parameters] : units) {
-    plan.units.push_back({.name = module->name(), .module = module, .flats = {}});
+  plan.num_stages = std::max<std::size_t>(options.stages.size(), 1);
+  plan.num_sharing = options.sharing_group == nullptr ? 1 : options.sharing_group->size();
+
+  std::vector<UnitParameters> units;
+  collect_units(model, options.stages, units);
+  for (const auto& [module, stage, parameters] : units) {
+    plan.units.push_back({.name = module->name(), .module = module, .stage = stage, .flats = {}});
   }
 
-  // A flat for each combination of what its parameters must have in common.
-  std::map<std::tuple<std::vector<std::size_t>, DType, bool, std::vector<MeshAxis>>, std::size_t> flat_of;
+  // A flat for each combination of what its parameters must have in common. One that is shared has a flat of
+  // its own, so that it is cut alike on the ranks that share it.
+  std::map<std::tuple<std::vector<std::size_t>, DType, bool, std::vector<MeshAxis>, std::string>, std::size_t>
+      flat_of;
   for (nn::ParameterRecord& record : model.parameter_records()) {
     std::vector<std::size_t> users;
     for (std::size_t u = 0; u < units.size(); ++u) {
-      const bool uses = std::ranges::any_of(
-          units[u].second, [&record](const Tensor& parameter) { return parameter.is_same(record.tensor); });
+      const bool uses = std::ranges::any_of(units[u].parameters, [&record](const Tensor& parameter) {
+        return parameter.is_same(record.tensor);
+      });
       if (uses) users.push_back(u);
     }
+    if (users.empty()) continue;  // another rank's
     const bool trainable = record.tensor.requires_grad();
+    const bool is_shared =
+        std::ranges::find(options.shared_parameters, record.name) != options.shared_parameters.end();
     const DType dtype = record.tensor.dtype();
     std::vector<MeshAxis> axes = sum_axes(record, mesh);
-    const auto [found, is_new] = flat_of.try_emplace({users, dtype, trainable, axes}, plan.flats.size());
+    const auto [found, is_new] = flat_of.try_emplace(
+        {users, dtype, trainable, axes, is_shared ? record.name : std::string()}, plan.flats.size());
     if (is_new) {
       for (const std::size_t u : users) plan.units[u].flats.push_back(plan.flats.size());
       plan.flats.push_back({.parameters = {},
                             .units = users,
                             .sum_axes = std::move(axes),
+                            .is_shared = is_shared,
                             .dtype = dtype,
                             .gradient_dtype = accumulation_dtype(dtype),
                             .trainable = trainable});

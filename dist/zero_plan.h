@@ -65,6 +65,15 @@ struct ZeroOptions {
   std::int64_t max_reuse_distance = 0;
 
   TensorParts tensor_parts{};
+
+  /// Of a pipeline: what each of this rank's stages has, blocks and other modules with all that is below
+  /// them. Parameters of none of them are other ranks' and stay on meta. Empty: one stage that has
+  /// everything.
+  std::vector<std::vector<nn::Module*>> stages{};
+  /// Parameters that a rank with another stage has too (a tied embedding), and the group of those that do:
+  /// their gradients are summed over it, and its first rank counts their elements.
+  std::vector<std::string> shared_parameters{};
+  Communicator* sharing_group = nullptr;
 };
 
 /// How the data ranks (dp × cp) are arranged: `outer` groups of `inner` neighbours. Data rank d is number
@@ -101,6 +110,7 @@ struct ZeroFlat {
   std::vector<std::size_t> parameters;
   std::vector<std::size_t> units;
   std::vector<MeshAxis> sum_axes;  ///< besides the data ranks: those on which the layout is R
+  bool is_shared = false;          ///< ZeroOptions::shared_parameters
   DType dtype = kF32;
   DType gradient_dtype = kF32;
   bool trainable = true;
@@ -118,6 +128,7 @@ struct ZeroFlat {
 struct ZeroUnit {
   std::string name;
   nn::Module* module = nullptr;
+  std::size_t stage = 0;  ///< of this rank's
   std::vector<std::size_t> flats;
 };
 
@@ -128,9 +139,13 @@ struct ZeroPlan {
   ZeroPlacement placement;                ///< with what is cut into one part as kWhole
   DataRanks ranks;
   MeshShape mesh;
+  std::size_t num_stages = 1;
+  int num_sharing = 1;  ///< ranks that have shared parameters
   bool keep_full_gradients = false;
   std::int64_t persistence_threshold = 0;
 
+  /// Whether a pass through `stage` uses the flat.
+  [[nodiscard]] bool is_used_in(const ZeroFlat& flat, std::size_t stage) const noexcept;
   /// The elements of the parameter within a slice of its flat, counted from the parameter's first; empty
   /// ranges are [0, 0).
   [[nodiscard]] Range part_of(std::size_t parameter, Range slice) const noexcept;
@@ -169,6 +184,9 @@ struct ZeroTraffic {
 [[nodiscard]] std::vector<ZeroTraffic> predict_traffic(const ZeroPlan& plan,
                                                        const MeshShape::Coordinate& coordinate,
                                                        int accumulation);
+
+/// Name of the group over which gradients of shared parameters are summed.
+inline constexpr const char* kSharingGroupName = "pp.shared";
 
 /// Names of the groups: of all data ranks; of a shard group, for gradients and for parameters; of the ranks
 /// that hold the same parts of different shard groups.

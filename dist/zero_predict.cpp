@@ -118,6 +118,10 @@ std::vector<ZeroTraffic> predict_traffic(const ZeroPlan& plan, const MeshShape::
         ledger.add(names.inner, Collective::kAllGather, slice, flat.dtype, inner, p, 1);
       }
     }
+    if (flat.is_shared) {
+      ledger.add(kSharingGroupName, Collective::kAllReduce, flat.padded / plan.ranks.ways(optimizer), dtype,
+                 plan.num_sharing, 0, 1);
+    }
     for (const MeshAxis axis : flat.sum_axes) {
       ledger.add(name(axis), Collective::kAllReduce, flat.padded / plan.ranks.ways(optimizer), dtype,
                  plan.mesh[axis], coordinate[axis], 1);

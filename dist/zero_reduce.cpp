@@ -32,13 +32,17 @@ constexpr std::size_t kMaxUnderWay = 2;
 }  // namespace
 
 ZeroReduce::ZeroReduce(FlatSet& flats)
-    : set_(flats), flats_(flats.plan.flats.size()), complete_(flats.plan.parameters.size()) {
+    : set_(flats),
+      flats_(flats.plan.flats.size()),
+      complete_(flats.plan.parameters.size()),
+      stages_left_(flats.plan.num_stages) {
   const CategoryScope category(MemoryCategory::kGradient);
   const Spread spread = set_.plan.placement.gradients;
   for (std::size_t i = flats_.size(); i-- > 0;) {
     const ZeroFlat& plan = set_.plan.flats[i];
     if (!plan.trainable) continue;
     order_.push_back(i);
+    flats_[i].stages_left = num_stages(plan);
     if (spread == Spread::kWhole) {
       ensure_buffer(i);
     } else {
@@ -100,15 +104,36 @@ bool ZeroReduce::keeps_full() const {
   return set_.plan.keep_full_gradients && set_.plan.placement.gradients != Spread::kWhole;
 }
 
-bool ZeroReduce::is_due() const {
-  return last_ || (set_.plan.placement.gradients != Spread::kWhole && !keeps_full());
+std::size_t ZeroReduce::num_stages(const ZeroFlat& flat) const {
+  std::size_t count = 0;
+  for (std::size_t stage = 0; stage < set_.plan.num_stages; ++stage)
+    count += set_.plan.is_used_in(flat, stage) ? 1 : 0;
+  return count;
 }
 
-void ZeroReduce::begin_backward(bool last) {
-  last_ = last;
+// A pass for inputs alone may complete gradients of some weights, whose operations have no other inputs: they
+// wait for the others.
+bool ZeroReduce::is_due(std::size_t flat) const {
+  if (pass_.gradients == BackwardPass::Gradients::kInputs) return false;
+  if (flats_[flat].stages_left == 0) return true;
+  return set_.plan.placement.gradients != Spread::kWhole && !keeps_full();
+}
+
+void ZeroReduce::begin_backward(const BackwardPass& pass) {
+  pass_ = pass;
   in_backward_ = true;
   num_started_ = num_done_ = 0;
-  for (Flat& flat : flats_) flat = {};
+  due_.clear();
+  const bool ends_stage = pass.last && pass.gradients != BackwardPass::Gradients::kInputs;
+  if (ends_stage) --stages_left_;
+  for (const std::size_t index : order_) {
+    Flat& flat = flats_[index];
+    flat.complete = 0;
+    flat.step = Step::kCollecting;
+    if (!set_.plan.is_used_in(set_.plan.flats[index], pass.stage)) continue;
+    if (ends_stage) --flat.stages_left;
+    if (is_due(index)) due_.push_back(index);
+  }
   std::fill(complete_.begin(), complete_.end(), std::uint8_t{0});
   for (const std::size_t flat : order_) {
     if (!set_.memory[flat].gradients.defined()) continue;
@@ -117,6 +142,7 @@ void ZeroReduce::begin_backward(bool last) {
 }
 
 void ZeroReduce::prepare_unit(std::size_t unit) {
+  if (pass_.gradients == BackwardPass::Gradients::kInputs) return;
   advance(may_be_under_way());  // what has arrived makes room
   for (const std::size_t flat : set_.plan.units[unit].flats) {
     if (set_.plan.flats[flat].trainable && flats_[flat].step == Step::kCollecting) ensure_buffer(flat);
@@ -135,7 +161,7 @@ void ZeroReduce::gradient_is_complete(std::size_t parameter) {
   }
   ensure_buffer(place.flat);
   if (std::exchange(complete_[parameter], std::uint8_t{1}) == 0) ++flat.complete;
-  if (!is_due()) return;
+  if (!is_due(place.flat)) return;
   start_complete_ones();
   advance(may_be_under_way());
 }
@@ -152,10 +178,8 @@ bool ZeroReduce::unit_is_complete(std::size_t unit) const {
 }
 
 void ZeroReduce::end_backward() {
-  if (is_due()) {
-    while (num_started_ < order_.size()) start(order_[num_started_++]);
-    advance(0);
-  }
+  while (num_started_ < due_.size()) start(due_[num_started_++]);
+  advance(0);
   in_backward_ = false;
 }
 
@@ -171,8 +195,8 @@ Buffer ZeroReduce::buffer(std::size_t flat, Range range) const {
 }
 
 void ZeroReduce::start_complete_ones() {
-  while (num_started_ < order_.size()) {
-    const std::size_t next = order_[num_started_];
+  while (num_started_ < due_.size()) {
+    const std::size_t next = due_[num_started_];
     if (flats_[next].complete < set_.plan.flats[next].parameters.size()) return;
     ++num_started_;
     start(next);
@@ -195,10 +219,10 @@ void ZeroReduce::start(std::size_t index) {
   }
 }
 
-bool ZeroReduce::is_outer_due() const {
+bool ZeroReduce::is_outer_due(std::size_t flat) const {
   const auto [parameters, gradients, optimizer] = set_.plan.placement;
   if (set_.plan.ranks.outer == 1 || optimizer == Spread::kWhole) return false;
-  return last_ || gradients == Spread::kAll;
+  return flats_[flat].stages_left == 0 || gradients == Spread::kAll;
 }
 
 void ZeroReduce::start_outer(std::size_t index) {
@@ -222,7 +246,7 @@ bool ZeroReduce::is_through(std::size_t index, bool wait) {
   if (flat.step == Step::kInner && complete()) {
     flat.work = {};
     if (set_.plan.placement.gradients == Spread::kInner) finish(index);
-    flat.step = is_outer_due() ? Step::kOuter : Step::kDone;
+    flat.step = is_outer_due(index) ? Step::kOuter : Step::kDone;
     if (flat.step == Step::kOuter) start_outer(index);
     if (flat.step == Step::kDone && set_.plan.placement.gradients == Spread::kAll) finish(index);
   }
@@ -246,7 +270,7 @@ void ZeroReduce::finish(std::size_t index) {
 void ZeroReduce::advance(std::size_t may_be_under_way) {
   while (num_done_ < num_started_) {
     const bool wait = num_started_ - num_done_ > may_be_under_way;
-    if (!is_through(order_[num_done_], wait)) return;
+    if (!is_through(due_[num_done_], wait)) return;
     ++num_done_;
   }
 }
@@ -263,6 +287,13 @@ void ZeroReduce::sum_over_further_axes() {
     for (Work& work : works) work.wait();
     works.clear();
   }
+  for (const std::size_t flat : order_) {
+    const ZeroFlat& plan = set_.plan.flats[flat];
+    if (!plan.is_shared) continue;
+    works.push_back(set_.options.sharing_group->all_reduce_async(
+        buffer(flat, set_.slice(plan, set_.plan.placement.optimizer))));
+  }
+  for (Work& work : works) work.wait();
 }
 
 // --- The result --------------------------------------------------------------------------------------------
@@ -287,7 +318,9 @@ Tensor ZeroReduce::gradient_piece(std::size_t parameter, Range part) const {
 // Of a step that was given up there may be gradients outside of buffers, which the next pass would take in:
 // those that the program replaced, and those that autograd made before there was a buffer.
 void ZeroReduce::zero() {
+  stages_left_ = set_.plan.num_stages;
   for (const std::size_t flat : order_) {
+    flats_[flat].stages_left = num_stages(set_.plan.flats[flat]);
     Tensor result = home(flat);
     result.zero();
     if (set_.plan.placement.gradients != Spread::kWhole) {

@@ -51,15 +51,15 @@ class ZeroGather {
  public:
   explicit ZeroGather(FlatSet& flats);
 
-  // Around a forward pass of the model, and of a unit in it. A unit that is entered within a backward pass is
+  // Around a forward pass of a stage, and of a unit in it. A unit that is entered within a backward pass is
   // run again by recomputation: it then stays until its backward pass has ended.
-  void begin_forward();
+  void begin_forward(std::size_t stage);
   void end_forward();
   void enter(std::size_t unit);
   void leave(std::size_t unit);
 
   // The same for backward passes.
-  void begin_backward();
+  void begin_backward(std::size_t stage);
   void end_backward();
   void enter_backward(std::size_t unit);
   void leave_backward(std::size_t unit);
@@ -82,11 +82,15 @@ class ZeroGather {
     bool in_forward = false;
     bool in_backward = false;
   };
-  // The units of a pass in their order. `cursor` is behind the last one that was used.
+  // The units of a pass through a stage, in their order. `cursor` is behind the last one that was used.
   struct Pass {
     std::vector<std::size_t> units{};
     std::vector<std::int32_t> used{};
     std::size_t cursor = 0;
+  };
+  struct Stage {
+    Pass forward{};
+    Pass backward{};
   };
 
   void acquire(std::size_t unit, Pass& pass);
@@ -105,8 +109,8 @@ class ZeroGather {
   FlatSet& set_;
   std::vector<Flat> flats_;
   std::vector<Unit> units_;
-  Pass forward_;
-  Pass backward_;
+  std::vector<Stage> stages_;
+  std::size_t stage_ = 0;  // of the pass under way
   bool recording_ = true;
   bool in_forward_ = false;
   bool in_backward_ = false;
@@ -118,7 +122,7 @@ class ZeroReduce {
  public:
   explicit ZeroReduce(FlatSet& flats);
 
-  void begin_backward(bool last);
+  void begin_backward(const BackwardPass& pass);
   void end_backward();
   /// The backward pass of a unit begins: its gradients will be added to one buffer.
   void prepare_unit(std::size_t unit);
@@ -128,6 +132,8 @@ class ZeroReduce {
   [[nodiscard]] bool unit_is_complete(std::size_t unit) const;
   void sum_over_further_axes();
   void zero();
+  /// Every stage has had its last pass.
+  [[nodiscard]] bool is_complete() const noexcept { return stages_left_ == 0; }
 
   /// This rank's piece of the reduced gradient of a parameter.
   [[nodiscard]] Tensor gradient_piece(std::size_t parameter, Range part) const;
@@ -136,12 +142,14 @@ class ZeroReduce {
   enum class Step : std::uint8_t { kCollecting, kInner, kOuter, kDone };
   struct Flat {
     std::size_t complete = 0;
+    std::size_t stages_left = 1;  // that use it and have not had their last pass
     Step step = Step::kCollecting;
     Work work{};
   };
 
   [[nodiscard]] bool keeps_full() const;
-  [[nodiscard]] bool is_due() const;
+  [[nodiscard]] bool is_due(std::size_t flat) const;
+  [[nodiscard]] std::size_t num_stages(const ZeroFlat& flat) const;
   [[nodiscard]] Buffer buffer(std::size_t flat, Range range) const;
   [[nodiscard]] const Tensor& home(std::size_t flat) const;
   [[nodiscard]] std::int64_t home_begin(std::size_t flat) const;
@@ -150,7 +158,7 @@ class ZeroReduce {
   void reset_gradient(std::size_t parameter);
   void start(std::size_t flat);
   void start_outer(std::size_t flat);
-  [[nodiscard]] bool is_outer_due() const;
+  [[nodiscard]] bool is_outer_due(std::size_t flat) const;
   void finish(std::size_t flat);
   [[nodiscard]] bool is_through(std::size_t flat, bool wait);
   void start_complete_ones();
@@ -160,11 +168,13 @@ class ZeroReduce {
 
   FlatSet& set_;
   std::vector<std::size_t> order_;  // of reductions: trainable flats, the last used first
+  std::vector<std::size_t> due_;    // of order_, those that are reduced in the pass under way
   std::vector<Flat> flats_;
   std::vector<std::uint8_t> complete_;  // by parameter
-  std::size_t num_started_ = 0;         // of order_
+  std::size_t stages_left_;             // that have not had their last pass
+  std::size_t num_started_ = 0;         // of due_
   std::size_t num_done_ = 0;
-  bool last_ = false;
+  BackwardPass pass_{};
   bool in_backward_ = false;
 };
 
@@ -178,7 +188,6 @@ struct ZeroState : FlatSet {
   std::vector<std::size_t> piece_parameters;  // of pieces
   enum class Phase : std::uint8_t { kAccumulating, kReduced, kFinished } phase = Phase::kAccumulating;
   bool in_backward = false;
-  bool last = false;  // of the backward pass under way
 
   void check_in_backward(const std::string& what) const;
   void check_trainable() const;
@@ -186,7 +195,8 @@ struct ZeroState : FlatSet {
   void set_piece_gradients();
   void bring_new_values();
   [[nodiscard]] std::size_t parameter_index(const char* operation, const std::string& name) const;
-  /// True if this rank is the one whose copy of a piece counts.
+  /// True if this rank is the one whose copy of a piece counts among those with its stages, or of all.
+  [[nodiscard]] bool counts_in_stage(std::size_t parameter) const;
   [[nodiscard]] bool counts(std::size_t parameter) const;
   /// Joins the parts that the data ranks hold of a tensor cut as `spread` cuts.
   [[nodiscard]] Tensor join(std::size_t parameter, const Tensor& part, Spread spread) const;

@@ -136,7 +136,8 @@ class Normalization {
   virtual void layer_norm(const ConstView& x, const ConstView* residual, const View* sum,
                           const ConstView& gain, const ConstView& bias, double epsilon, const View& y,
                           const View& mean, const View& inv_std) const = 0;
-  /// dx [N, D]; dgain, dbias [D] in dtype of gain or f32; each is skipped if null. dx may be dy.
+  /// dx [N, D]; dgain, dbias [D] in dtype of gain or f32; each is skipped if null. dx may be dy. Without
+  /// dx, `gain` may have null data.
   virtual void layer_norm_backward(const ConstView& dy, const ConstView& x, const ConstView& gain,
                                    const ConstView& mean, const ConstView& inv_std, const View* dx,
                                    const View* dgain, const View* dbias) const = 0;
