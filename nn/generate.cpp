@@ -90,15 +90,18 @@ std::vector<std::int64_t> generate(LanguageModel& model, std::span<const std::in
   };
   if (window.size() > context) slide();
   KvCache cache = model.make_cache(options.use_cache ? 0 : 1);
+  const auto next_logits = [&](const Tensor& ids, KvCache* past) {
+    return options.next_logits ? options.next_logits(ids, past) : model.next_logits(ids, past);
+  };
   std::vector<std::int64_t> result;
   while (static_cast<std::int64_t>(result.size()) < options.tokens) {
     Tensor logits;
     if (options.use_cache) {
       const std::span<const std::int64_t> unread =
           std::span(window).subspan(static_cast<std::size_t>(cache.length()));
-      logits = model.next_logits(as_batch(unread), &cache);
+      logits = next_logits(as_batch(unread), &cache);
     } else {
-      logits = model.next_logits(as_batch(window));
+      logits = next_logits(as_batch(window), nullptr);
     }
     const std::int64_t token = sample_token(logits.to_vector<double>(), options.temperature, options.top_k,
                                             draw(options.seed, static_cast<std::int64_t>(result.size())));

@@ -17,6 +17,9 @@ struct GenerateOptions {
   std::uint64_t seed = 0;     ///< of the draws; token i is a function of (seed, i, probabilities)
   std::optional<std::int64_t> stop_token = std::nullopt;  ///< ends the text; is not part of it
   bool use_cache = true;  ///< keep keys and values; without, each token costs a pass over all before it
+  /// In the place of LanguageModel::next_logits, for a model that is laid out over ranks: ids [1, T] and a
+  /// cache or null → [1, V].
+  std::function<Tensor(const Tensor& ids, KvCache* cache)> next_logits = nullptr;
   /// Called for each token as it comes; false: stop.
   std::function<bool(std::int64_t token)> on_token = nullptr;
 };

@@ -29,7 +29,7 @@ LayerCache::KeysValues LayerCache::append(const Tensor& k, const Tensor& v) {
   keys_.slice(1, length_, end).copy_from(k);
   values_.slice(1, length_, end).copy_from(v);
   length_ = end;
-  return {keys_.slice(1, 0, end), values_.slice(1, 0, end)};
+  return {keys_.slice(1, 0, end).set_layout(k.layout()), values_.slice(1, 0, end).set_layout(v.layout())};
 }
 
 }  // namespace tessera::nn

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -17,8 +18,8 @@ class LayerCache {
     Tensor keys, values;  ///< [B, S, G, K], views
   };
 
-  /// Adds k, v [B, T, G, K] behind what is there; returns everything. The first call fixes B, G, K and the
-  /// dtype, and allocates for `capacity` positions.
+  /// Adds k, v [B, T, G, K] behind what is there; returns everything, laid out as they are. The first call
+  /// fixes B, G, K and the dtype, and allocates for `capacity` positions.
   /// Errors   ShapeError for another shape, or more positions than fit; AutogradError if gradients would be
   ///          recorded: a cache belongs under NoGrad.
   KeysValues append(const Tensor& k, const Tensor& v);
@@ -45,9 +46,12 @@ class KvCache {
       : layers_(static_cast<std::size_t>(layers), LayerCache(capacity)), capacity_(capacity) {}
 
   [[nodiscard]] LayerCache& layer(std::int64_t i) { return layers_.at(static_cast<std::size_t>(i)); }
-  /// Positions held: the next token stands at this position.
+  /// Positions held: the next token stands at this position. Of a model in stages, layers that are elsewhere
+  /// hold none.
   [[nodiscard]] std::int64_t length() const noexcept {
-    return layers_.empty() ? 0 : layers_.front().length();
+    std::int64_t length = 0;
+    for (const LayerCache& layer : layers_) length = std::max(length, layer.length());
+    return length;
   }
   [[nodiscard]] std::int64_t capacity() const noexcept { return capacity_; }
   void clear() noexcept {

@@ -32,6 +32,24 @@ void LanguageModel::check_ids(const Tensor& ids, std::int64_t first_position) co
   }
 }
 
+std::vector<Module*> LanguageModel::embedding_modules() const {
+  std::vector<Module*> modules;
+  for (const auto& [name, child] : children()) {
+    if (!blocks_.empty() && child == blocks_.front()) break;
+    modules.push_back(child);
+  }
+  return modules;
+}
+
+std::vector<Module*> LanguageModel::head_modules() const {
+  std::vector<Module*> modules;
+  for (const auto& [name, child] : children()) {
+    modules.push_back(child);
+    if (!blocks_.empty() && child == blocks_.back()) modules.clear();
+  }
+  return modules;
+}
+
 Tensor LanguageModel::run_block(std::int64_t i, const Tensor& x, LayerCache* cache) {
   Block& block = *blocks_.at(static_cast<std::size_t>(i));
   const bool run_again = recompute_.mode == RecomputeConfig::Mode::kFull && i % recompute_.every == 0;

@@ -66,6 +66,10 @@ class LanguageModel : public Module {
   /// Last norm and output layer: [..., width] → [..., V].
   [[nodiscard]] virtual Tensor head(const Tensor& x) = 0;
   [[nodiscard]] const std::vector<Block*>& blocks() const noexcept { return blocks_; }
+  /// The modules that embed() and head() run: children that were made before the first block and after the
+  /// last. What several blocks use as well (tables of rotations) is among the former.
+  [[nodiscard]] std::vector<Module*> embedding_modules() const;
+  [[nodiscard]] std::vector<Module*> head_modules() const;
 
   /// From the next forward pass on.
   /// Errors   ConfigError if `every` is below 1, or saved_inputs are given in a mode that keeps none.
