@@ -113,6 +113,13 @@ struct Config {
     }
   } recompute;
 
+  /// pipeline; its number of stages is the mesh's pp times chunks.
+  struct Pipeline {
+    std::string schedule = "1f1b";         ///< gpipe, 1f1b, interleaved, zb-h1, zb-v
+    std::string partition = "parameters";  ///< or uniform, time
+    std::int64_t chunks = 0;               ///< stages on each rank; 0: what the schedule has by itself
+  } pipeline;
+
   DType grad_accum_dtype = kF32;  ///< data_types.grad_accum_dtype
 
   /// Reads its keys from `file`; a program that has keys of its own reads them too and then calls

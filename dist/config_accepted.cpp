@@ -139,10 +139,6 @@ constexpr auto kKeys = std::to_array<AcceptedKey>({
     {"tensor_parallel.tp", "tp_size", "1", "write tensor_parallel.autotp_size, or \"mesh\": \"tp=2\""},
     {"tensor_parallel.tp", "tp_grain_size", "integer", kNone},
 
-    // Of use to pipelines alone, whose number of stages is 1.
-    {"pipeline", "partition", "text", kNone},
-    {"pipeline", "schedule", "text", kNone},
-    {"pipeline", "chunks", "integer", kNone},
     {"pipeline", "seed_layers", "boolean", kNone},
     {"pipeline", "activation_checkpoint_interval", "0", "write \"recompute\": \"full\" instead"},
     {"pipeline", "pipe_partitioned", "boolean", kNone},

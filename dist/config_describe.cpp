@@ -19,6 +19,11 @@ std::string describe_mesh(const Config& config, const MeshShape& mesh) {
     const bool ring = config.context_parallel == Config::ContextParallel::kRing;
     text += fmt::format("; {} attention over cp", ring ? "ring" : "Ulysses");
   }
+  if (mesh[MeshAxis::kPp] > 1) {
+    text +=
+        fmt::format("; pipeline {}, stages equal by {}", config.pipeline.schedule, config.pipeline.partition);
+    if (config.pipeline.chunks > 0) text += fmt::format(", {} on each rank", config.pipeline.chunks);
+  }
   return text;
 }
 

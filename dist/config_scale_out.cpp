@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "dist/config_sections.h"
+#include "dist/pipeline_generators.h"
 #include "kernels/error.h"
 
 namespace tessera::dist::detail {
@@ -40,11 +41,6 @@ void check_axes(const ConfigFile& file, const MeshShape& mesh) {
   for (const MeshAxis axis : kMeshAxes) {  // products of three such sizes do not overflow
     if (mesh[axis] > kMostRanks) file.refuse("mesh", "no axis is longer than 2^20 ranks");
   }
-  if (mesh[MeshAxis::kPp] > 1) {
-    file.refuse("mesh",
-                "pipeline parallelism (pp) is not supported yet; a model that is too large for one rank fits "
-                "with tp or with zero_optimization.stage 3");
-  }
   if (mesh[MeshAxis::kEp] > 1) {
     file.refuse(
         "mesh",
@@ -73,6 +69,19 @@ void check_shard_groups(const ConfigFile& section, const Config::Zero& zero) {
   if (zero.mics_shard_size > 0 && zero.stage != 3) {
     section.refuse("mics_shard_size", "MiCS " + fmt::format(fmt::runtime(needs), zero.stage));
   }
+}
+
+void read_pipeline(ConfigFile& section, Config::Pipeline& pipeline) {
+  static const std::vector<std::string> kSchedules = schedule_names();
+  static const std::array<std::string, 3> kPartitions{"uniform", "parameters", "time"};
+  pipeline.schedule = section.text("schedule").value_or(pipeline.schedule);
+  check_name("pipeline.schedule", pipeline.schedule, kSchedules);
+  pipeline.partition = section.text("partition").value_or(pipeline.partition);
+  if (pipeline.partition == "best") pipeline.partition = "parameters";  // DeepSpeed's word for its choice
+  check_name("pipeline.partition", pipeline.partition, kPartitions);
+  pipeline.chunks = section.integer("chunks").value_or(0);
+  if (pipeline.chunks < 0 || pipeline.chunks > kMostRanks)
+    section.refuse("chunks", "expected a number of stages on each rank, from 1; 0: what the schedule has");
 }
 
 }  // namespace
@@ -104,11 +113,8 @@ void read_mesh(ConfigFile& file, Config& config) {
   }
 
   ConfigFile pipeline = file.section("pipeline");
-  if (read_ranks(pipeline, "stages") > 1) {
-    pipeline.refuse("stages",
-                    "pipeline parallelism is not supported yet; 1 works. A model that is too large for one "
-                    "rank fits with tensor_parallel.autotp_size or with zero_optimization.stage 3");
-  }
+  set_axis(pipeline, "stages", MeshAxis::kPp, names_axis(text, MeshAxis::kPp), config.mesh);
+  read_pipeline(pipeline, config.pipeline);
 }
 
 void read_zero(ConfigFile section, Config::Zero& zero) {

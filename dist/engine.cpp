@@ -5,12 +5,14 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <sstream>
 
 #include "autograd/grad_mode.h"
 #include "autograd/ops.h"
 #include "dist/collectives.h"
 #include "dist/engine_layout.h"
 #include "dist/optimizer_factory.h"
+#include "dist/pipeline.h"
 #include "dist/vocab_parallel.h"
 #include "dist/zero.h"
 #include "kernels/error.h"
@@ -23,7 +25,7 @@
 namespace tessera::dist {
 namespace {
 
-constexpr MeshAxis kDp = MeshAxis::kDp, kCp = MeshAxis::kCp, kTp = MeshAxis::kTp;
+constexpr MeshAxis kPp = MeshAxis::kPp, kDp = MeshAxis::kDp, kCp = MeshAxis::kCp, kTp = MeshAxis::kTp;
 constexpr std::int64_t kIgnoredTarget = CrossEntropyConfig{}.ignore_index;
 
 double now() {
@@ -60,11 +62,13 @@ struct Engine::Parts {
   Parts(nn::LanguageModel& model, const Config& config, const Mesh& mesh, const EngineOptions& options)
       : sequences(cut_sequences(config, mesh, options.seq == 0 ? model.context() : options.seq)),
         laid_out(lay_out_for_engine(model, config, mesh, options)),
+        pipeline(make_pipeline(model, config, mesh, options)),
         scaler(make_scaler(config)) {}
 
   SequenceCut sequences;
   std::shared_ptr<const std::vector<std::int64_t>> token_positions{};  // null where sequences are not cut
   LaidOut laid_out;
+  std::unique_ptr<Pipeline> pipeline;  // null where pp is 1
   std::unique_ptr<Zero> zero{};
   std::unique_ptr<optim::Optimizer> optimizer{};
   optim::LossScaler scaler;
@@ -88,7 +92,7 @@ Engine::Engine(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
   }
   set_recomputation(model, config, mesh);
   const LaidOut& laid_out = parts_->laid_out;
-  const ZeroOptions zero = zero_options(config, mesh, laid_out);
+  const ZeroOptions zero = zero_options(config, mesh, laid_out, parts_->pipeline.get());
   if (options.announce) options.announce(describe_memory(model, config, mesh, zero));
   parts_->zero = std::make_unique<Zero>(model, mesh, zero, [&laid_out](const auto& record, Tensor& local) {
     laid_out.placement(record.name).fill_initial(record, local);
@@ -103,11 +107,23 @@ optim::Optimizer& Engine::optimizer() noexcept { return *parts_->optimizer; }
 Zero& Engine::zero() noexcept { return *parts_->zero; }
 optim::LossScaler& Engine::loss_scaler() noexcept { return parts_->scaler; }
 const LaidOut& Engine::laid_out() const noexcept { return parts_->laid_out; }
+Pipeline* Engine::pipeline() noexcept { return parts_->pipeline.get(); }
 
 // --- A step ------------------------------------------------------------------------------------------------
 
 StepReport Engine::train_step(const SampleSource& source, std::int64_t num_samples) {
-  for (const MicroBatch& micro_batch : micro_batches(source, num_samples)) backward(forward(micro_batch));
+  const std::vector<MicroBatch> all = micro_batches(source, num_samples);
+  if (parts_->pipeline != nullptr) {
+    const auto loss = [this](const Tensor& logits, const MicroBatch& micro_batch) {
+      return checked(loss_of(Tensor(logits), micro_batch.targets), micro_batch) * backward_scale();
+    };
+    parts_->pipeline->train(
+        *parts_->zero, all,
+        {.begin_pass = [this](const MicroBatch& m) { set_context(m.first_sample); }, .loss = loss});
+    passes_left_ = 0;
+  } else {
+    for (const MicroBatch& micro_batch : all) backward(forward(micro_batch));
+  }
   return step();
 }
 
@@ -146,8 +162,9 @@ std::vector<MicroBatch> Engine::micro_batches(const SampleSource& source, std::i
   const int data_ranks = mesh_.size(kDp), data_rank = mesh_.index(kDp);
   const std::int64_t begin = shard_begin(num_samples_, data_ranks, data_rank);
   const std::int64_t count = shard_size(num_samples_, data_ranks, data_rank);
-  const std::int64_t passes =
+  std::int64_t passes =
       (shard_size(num_samples_, data_ranks, 0) + batch_.micro_batch - 1) / batch_.micro_batch;
+  if (parts_->pipeline != nullptr) passes = parts_->pipeline->micro_batches_for(passes);
   std::vector<MicroBatch> result;
   double counted = 0.0;
   for (std::int64_t i = 0; i < passes; ++i) {
@@ -165,7 +182,7 @@ std::vector<MicroBatch> Engine::micro_batches(const SampleSource& source, std::i
   }
   // The count by which the loss is divided is that of the whole batch: never a mean of means.
   // Ranks of one dp index have the same samples: one of them speaks.
-  if (mesh_.index(kTp) != 0 || mesh_.index(kCp) != 0) counted = 0.0;
+  if (mesh_.index(kPp) != 0 || mesh_.index(kTp) != 0 || mesh_.index(kCp) != 0) counted = 0.0;
   mesh_.world().all_reduce(buffer_of(std::span(&counted, 1)));
   num_targets_ = static_cast<std::int64_t>(counted);
   passes_left_ = passes;
@@ -189,24 +206,41 @@ void Engine::clear_context() {
   context.sequence_length = 0;
 }
 
-Tensor Engine::loss_sum(const Tensor& ids, const Tensor& targets) {
-  return vocab_parallel_cross_entropy(model_.logits(ids), targets, model_.vocab(), mesh_, kTp,
+Tensor Engine::loss_of(Tensor&& logits, const Tensor& targets) {
+  return vocab_parallel_cross_entropy(std::move(logits), targets, model_.vocab(), mesh_, kTp,
                                       {.reduction = Reduction::kSum});
+}
+
+Tensor Engine::loss_sum(const Tensor& ids, const Tensor& targets) {
+  return loss_of(model_.logits(ids), targets);
+}
+
+void Engine::refuse_parts(const char* call) const {
+  if (parts_->pipeline == nullptr) return;
+  throw AutogradError(
+      fmt::format("Engine::{}: with pp = {} a rank has a stage of each pass alone, and passes overlap; call "
+                  "train_step, or run dist::Pipeline",
+                  call, mesh_.size(kPp)));
 }
 
 // The pass is run again to see each layer. Where it needs the other ranks, which do not take part, it is not.
 std::string Engine::find_culprit(const MicroBatch& micro_batch) {
-  const bool alone = mesh_.size(kTp) == 1 && mesh_.size(kCp) == 1 &&
+  const bool alone = mesh_.size(kPp) == 1 && mesh_.size(kTp) == 1 && mesh_.size(kCp) == 1 &&
                      parts_->zero->plan().placement.parameters == Spread::kWhole;
-  if (!alone) return "run it with tp = 1, cp = 1 and a ZeRO stage below 3 to see in which layer";
+  if (!alone) return "run it with pp = 1, tp = 1, cp = 1 and a ZeRO stage below 3 to see in which layer";
   const auto culprit = nn::find_first_non_finite(
       model_, [&] { static_cast<void>(loss_sum(micro_batch.ids, micro_batch.targets)); });
   return culprit ? culprit->message : "every layer's output is finite";
 }
 
 Tensor Engine::forward(const MicroBatch& micro_batch) {
+  refuse_parts("forward");
   set_context(micro_batch.first_sample);
-  Tensor loss = loss_sum(micro_batch.ids, micro_batch.targets);
+  return checked(loss_sum(micro_batch.ids, micro_batch.targets), micro_batch);
+}
+
+// The loss, once it is known to be finite and counted.
+Tensor Engine::checked(const Tensor& loss, const MicroBatch& micro_batch) {
   const double value = loss.item();
   if (!std::isfinite(value)) {
     throw NonFiniteError(fmt::format("step {}: the loss is {}: {}", steps_done_ + 1,
@@ -216,14 +250,19 @@ Tensor Engine::forward(const MicroBatch& micro_batch) {
   return loss;
 }
 
+double Engine::backward_scale() {
+  return parts_->scaler.scale() / static_cast<double>(std::max<std::int64_t>(num_targets_, 1));
+}
+
 void Engine::backward(const Tensor& loss) {
+  refuse_parts("backward");
   if (passes_left_ < 1) {
     throw AutogradError(
         "Engine::backward: every pass of this step has had its backward; call step(), then "
         "micro_batches() for the next");
   }
   parts_->zero->begin_backward(--passes_left_ == 0);
-  (loss * (parts_->scaler.scale() / static_cast<double>(std::max<std::int64_t>(num_targets_, 1)))).backward();
+  (loss * backward_scale()).backward();
   parts_->zero->end_backward();
 }
 
@@ -301,11 +340,44 @@ Engine::LossSum Engine::evaluate(std::span<const std::int64_t> inputs, std::span
   {
     const EvaluationMode evaluation(model_);
     set_context(0);
-    sum = loss_sum(own_tokens(inputs, count), own_tokens(targets, count)).item();
+    if (parts_->pipeline != nullptr) {
+      Tensor logits = parts_->pipeline->logits(*parts_->zero, own_tokens(inputs, count));
+      if (logits.defined()) sum = loss_of(std::move(logits), own_tokens(targets, count)).item();
+    } else {
+      sum = loss_sum(own_tokens(inputs, count), own_tokens(targets, count)).item();
+    }
     clear_context();
   }
-  mesh_.group(kCp).all_reduce(buffer_of(std::span(&sum, 1)));
+  mesh_.group(kPp, kCp).all_reduce(buffer_of(std::span(&sum, 1)));
   return {.sum = sum, .targets = std::ranges::count_if(targets, [](auto t) { return t != kIgnoredTarget; })};
+}
+
+// On every rank, from those that have the head.
+Tensor Engine::next_logits(const Tensor& ids, nn::KvCache* cache) {
+  Tensor logits = parts_->pipeline == nullptr
+                      ? model_.next_logits(ids, cache)
+                      : parts_->pipeline->logits(*parts_->zero, ids, /*last_position=*/true, cache);
+  if (logits.defined() && logits.dim(-1) != model_.vocab())
+    logits = all_gather(logits, -1, mesh_, kTp, model_.vocab());
+  if (parts_->pipeline == nullptr) return logits;
+  const Shape shape{ids.dim(0), model_.vocab()};
+  Tensor everywhere =
+      logits.defined() ? logits.contiguous().reshape(shape).to(kF64) : empty(shape, {.dtype = kF64});
+  mesh_.group(kPp).broadcast(buffer_of(everywhere), parts_->pipeline->head_rank());
+  return everywhere;
+}
+
+std::vector<std::int64_t> Engine::generate(std::span<const std::int64_t> prompt,
+                                           nn::GenerateOptions options) {
+  if (mesh_.size(kCp) > 1 || (config_.sequence_parallel && mesh_.size(kTp) > 1)) {
+    throw ConfigError(fmt::format(
+        "generate: {} cuts sequences, and a new token has none to cut; save a checkpoint, and load it "
+        "on a mesh without",
+        mesh_.size(kCp) > 1 ? "cp" : "sequence_parallel"));
+  }
+  clear_context();
+  options.next_logits = [this](const Tensor& ids, nn::KvCache* cache) { return next_logits(ids, cache); };
+  return nn::generate(model_, prompt, options);
 }
 
 // --- State -------------------------------------------------------------------------------------------------
@@ -318,6 +390,23 @@ std::string parameter_of(const std::string& state_name) {
 }
 bool is_step_count(const std::string& state_name) { return state_name.ends_with("/step"); }
 
+// The text of every rank.
+std::vector<std::string> gather_texts(const std::string& text, Communicator& group) {
+  std::vector<std::int64_t> sizes(static_cast<std::size_t>(group.size()));
+  const std::vector<std::int64_t> own{static_cast<std::int64_t>(text.size())};
+  group.all_gather(buffer_of(own), buffer_of(sizes));
+  const auto longest = static_cast<std::size_t>(std::ranges::max(sizes));
+  std::vector<std::uint8_t> mine(longest), all(longest * sizes.size());
+  std::ranges::copy(text, mine.begin());
+  group.all_gather(buffer_of(std::as_const(mine)), buffer_of(all));
+  std::vector<std::string> texts;
+  for (std::size_t r = 0; r < sizes.size(); ++r) {
+    const auto begin = all.begin() + static_cast<std::ptrdiff_t>(r * longest);
+    texts.emplace_back(begin, begin + sizes[r]);
+  }
+  return texts;
+}
+
 Tensor named(const NamedTensors& tensors, const std::string& name, const char* what) {
   for (const auto& [other, tensor] : tensors) {
     if (other == name) return tensor;
@@ -326,6 +415,40 @@ Tensor named(const NamedTensors& tensors, const std::string& name, const char* w
 }
 
 }  // namespace
+
+// From the stage that has it to the others; `get` gives it there.
+Tensor Engine::from_holder(const std::string& parameter, DType dtype, const Shape& shape,
+                           const std::function<Tensor()>& get) const {
+  if (parts_->pipeline == nullptr) return get();
+  const int holder = parts_->pipeline->holder_of(parameter);
+  Tensor values;
+  if (parts_->zero->has(parameter)) values = get().contiguous();  // a collective of all that have it
+  if (holder != mesh_.index(kPp)) values = empty(shape, {.dtype = dtype, .device = cpu});
+  mesh_.group(kPp).broadcast(buffer_of(values), holder);
+  return values;
+}
+
+// What the optimizer keeps of every parameter. Each rank knows of its own stages' parameters.
+std::vector<Engine::StateEntry> Engine::optimizer_entries() const {
+  std::vector<StateEntry> own;
+  for (const auto& [name, tensor] : parts_->optimizer->state()) own.push_back({name, tensor.dtype()});
+  if (parts_->pipeline == nullptr) return own;
+  std::string text;
+  for (const auto& [name, dtype] : own) text += fmt::format("{}:{}\n", static_cast<int>(dtype), name);
+  const std::vector<std::string> texts = gather_texts(text, mesh_.group(kPp));
+  std::vector<StateEntry> all;
+  for (const std::string& each : texts) {
+    std::istringstream lines(each);
+    for (std::string line; std::getline(lines, line);) {
+      const std::size_t colon = line.find(':');
+      StateEntry entry{line.substr(colon + 1), static_cast<DType>(std::stoi(line.substr(0, colon)))};
+      const bool is_new =
+          std::ranges::none_of(all, [&](const StateEntry& other) { return other.name == entry.name; });
+      if (is_new) all.push_back(std::move(entry));
+    }
+  }
+  return all;
+}
 
 CheckpointSources Engine::checkpoint_sources() {
   CheckpointSources sources;
@@ -337,17 +460,24 @@ CheckpointSources Engine::checkpoint_sources() {
         {name, tensor.dtype(), place == nullptr ? tensor.shape() : place->whole_shape});
   }
   sources.model.get = [this](const std::string& name) {
-    return parts_->laid_out.find(name) != nullptr ? parts_->zero->whole(name)
-                                                  : named(model_.state(), name, "model");
+    const Placement* place = parts_->laid_out.find(name);
+    if (place == nullptr) return named(model_.state(), name, "model");
+    const DType dtype = named(model_.state(), name, "model").dtype();
+    return from_holder(name, dtype, place->whole_shape, [&] { return parts_->zero->whole(name); });
   };
-  const NamedTensors state = parts_->optimizer->state();
-  for (const auto& [name, tensor] : state) {
+  std::map<std::string, DType> dtypes;
+  for (const auto& [name, dtype] : optimizer_entries()) {
     const Shape shape = is_step_count(name) ? Shape{} : laid_out.placement(parameter_of(name)).whole_shape;
-    sources.optimizer.tensors.push_back({name, tensor.dtype(), shape});
+    sources.optimizer.tensors.push_back({name, dtype, shape});
+    dtypes[name] = dtype;
   }
-  sources.optimizer.get = [this, state](const std::string& name) {
-    const Tensor own = named(state, name, "optimizer");
-    return is_step_count(name) ? own : parts_->zero->whole(parameter_of(name), own);
+  sources.optimizer.get = [this, state = parts_->optimizer->state(), dtypes](const std::string& name) {
+    const std::string parameter = parameter_of(name);
+    const Shape shape = is_step_count(name) ? Shape{} : parts_->laid_out.placement(parameter).whole_shape;
+    return from_holder(parameter, dtypes.at(name), shape, [&] {
+      const Tensor own = named(state, name, "optimizer");
+      return is_step_count(name) ? own : parts_->zero->whole(parameter, own);
+    });
   };
   return sources;
 }
@@ -357,17 +487,19 @@ void Engine::load(const CheckpointReader& checkpoint) {
   // The optimizer first: it may be of another kind and refuse.
   NamedTensors pieces;
   for (const auto& entry : checkpoint.optimizer().entries()) {
+    const bool known = parts_->laid_out.find(parameter_of(entry.name)) != nullptr;
+    if (known && !parts_->zero->has(parameter_of(entry.name))) continue;  // another stage's
     const Tensor whole = checkpoint.optimizer().read(entry.name);
-    const bool known =
-        is_step_count(entry.name) || parts_->laid_out.find(parameter_of(entry.name)) != nullptr;
     pieces.emplace_back(entry.name, is_step_count(entry.name) || !known
                                         ? whole
                                         : parts_->zero->piece(parameter_of(entry.name), whole));
   }
   parts_->optimizer->load_state(pieces);
   for (const auto& [name, tensor] : model_.state()) {
+    const bool is_parameter = parts_->laid_out.find(name) != nullptr;
+    if (is_parameter && !parts_->zero->has(name)) continue;
     const Tensor whole = checkpoint.model().read(name);
-    if (parts_->laid_out.find(name) != nullptr) {
+    if (is_parameter) {
       parts_->zero->load(name, whole);
     } else {
       Tensor(tensor).copy_from(whole);

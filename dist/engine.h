@@ -28,7 +28,10 @@
 #include "dist/comm_summary.h"
 #include "dist/config.h"
 #include "dist/mesh.h"
+#include "dist/micro_batch.h"
+#include "dist/pipeline_schedule.h"
 #include "dist/tensor_parallel.h"
+#include "nn/generate.h"
 #include "nn/language_model.h"
 #include "optim/parameter_groups.h"
 #include "optim/schedule.h"
@@ -41,19 +44,13 @@ class Optimizer;
 
 namespace tessera::dist {
 
+class Pipeline;
 class Zero;
 
 /// Writes sequences first ... first + count − 1 of the global batch of a step, T tokens each, and their
 /// targets (−100 counts for nothing). Asked by every rank for its own; ranks of one dp index get the same.
 using SampleSource = std::function<void(std::int64_t step, std::int64_t first, std::int64_t count,
                                         std::span<std::int64_t> inputs, std::span<std::int64_t> targets)>;
-
-/// One pass of a step, as this rank sees it.
-struct MicroBatch {
-  Tensor ids;                     ///< [b, T/cp]: dp S(0), cp S(1)
-  Tensor targets;                 ///< the same
-  std::int64_t first_sample = 0;  ///< of the step's global batch
-};
 
 /// What is known of a step; the same on every rank, but for the times.
 struct StepReport {
@@ -78,6 +75,10 @@ struct EngineOptions {
   Plan plan;
   std::vector<optim::ParameterGroup> groups = optim::no_decay_for_biases_and_norms();
   std::optional<optim::Schedule> schedule;  ///< default: the learning rate of the config, constant
+  /// A pipeline schedule of one's own, in the place of the config's.
+  std::function<Schedule(const PipelineSize&)> pipeline_schedule;
+  /// Seconds of the embedding, of each block and of the head, the same on all ranks: for a partition by time.
+  std::vector<double> part_seconds;
   /// Told the bytes that this rank is going to hold between steps, before any is allocated.
   std::function<void(const std::string& text)> announce;
   /// Micro-batches larger than this are cut where only the batch is given.
@@ -107,7 +108,8 @@ class Engine {
   /// Errors   NonFiniteError that names the first tensor that is not finite, and its layer.
   StepReport train_step(const SampleSource& source, std::int64_t num_samples = 0);
 
-  // --- The same in its parts
+  // --- The same in its parts. With pp > 1 a rank has a part of each pass alone: AutogradError there, but for
+  // --- micro_batches() and step(); dist/pipeline.h has the parts.
   /// This rank's passes of the next step. The number of targets that count is agreed on here: one small
   /// all-reduce. Gives up a step that is still under way.
   [[nodiscard]] std::vector<MicroBatch> micro_batches(const SampleSource& source,
@@ -129,6 +131,11 @@ class Engine {
   [[nodiscard]] LossSum evaluate(std::span<const std::int64_t> inputs, std::span<const std::int64_t> targets,
                                  std::int64_t count);
 
+  /// nn::generate with the model as it lies on the mesh: all ranks call it with the same prompt and options
+  /// and get the same tokens.
+  /// Errors   As nn::generate; ConfigError where sequences are cut (cp, sequence_parallel).
+  std::vector<std::int64_t> generate(std::span<const std::int64_t> prompt, nn::GenerateOptions options = {});
+
   // --- State
   [[nodiscard]] std::int64_t steps_done() const noexcept { return steps_done_; }
   /// What this rank sent in the steps that ended; a step that was given up is not counted.
@@ -142,6 +149,8 @@ class Engine {
   [[nodiscard]] Zero& zero() noexcept;
   [[nodiscard]] optim::LossScaler& loss_scaler() noexcept;
   [[nodiscard]] const LaidOut& laid_out() const noexcept;
+  /// Null where pp is 1.
+  [[nodiscard]] Pipeline* pipeline() noexcept;
   [[nodiscard]] const Mesh& mesh() const noexcept { return mesh_; }
 
   /// The whole model and optimizer state, tensor by tensor, as save_checkpoint takes them; `get` is a
@@ -154,6 +163,11 @@ class Engine {
  private:
   struct Parts;  // what each technique made of the model
   [[nodiscard]] Tensor loss_sum(const Tensor& ids, const Tensor& targets);
+  [[nodiscard]] Tensor loss_of(Tensor&& logits, const Tensor& targets);
+  [[nodiscard]] Tensor checked(const Tensor& loss, const MicroBatch& micro_batch);
+  [[nodiscard]] double backward_scale();
+  [[nodiscard]] Tensor next_logits(const Tensor& ids, nn::KvCache* cache);
+  void refuse_parts(const char* call) const;
   [[nodiscard]] Tensor own_tokens(std::span<const std::int64_t> values, std::int64_t count) const;
   void set_context(std::int64_t first_sample) const;
   static void clear_context();
@@ -161,6 +175,13 @@ class Engine {
   [[nodiscard]] bool update(StepReport& report);
   void give_up_step();
   void share_figures(StepReport& report);
+  struct StateEntry {
+    std::string name;
+    DType dtype;
+  };
+  [[nodiscard]] std::vector<StateEntry> optimizer_entries() const;
+  [[nodiscard]] Tensor from_holder(const std::string& parameter, DType dtype, const Shape& shape,
+                                   const std::function<Tensor()>& get) const;
 
   nn::LanguageModel& model_;
   Config config_;

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "dist/optimizer_factory.h"
 #include "dist/partitioned_activations.h"
 #include "dist/ring_attention.h"
@@ -20,10 +22,9 @@ constexpr MeshAxis kCp = MeshAxis::kCp, kTp = MeshAxis::kTp;
 
 void check_supported(const nn::LanguageModel& model, const Config& config, const Mesh& mesh,
                      std::int64_t seq) {
-  if (mesh.size(MeshAxis::kPp) > 1 || mesh.size(MeshAxis::kEp) > 1) {
-    throw ConfigError(
-        fmt::format("mesh {}: pipelines and experts are not supported yet; give those ranks to dp",
-                    mesh.shape().to_string()));
+  if (mesh.size(MeshAxis::kEp) > 1) {
+    throw ConfigError(fmt::format("mesh {}: experts are not supported yet; give those ranks to dp",
+                                  mesh.shape().to_string()));
   }
   if (seq > model.context()) {
     throw ConfigError(fmt::format("sequences of {} tokens are longer than the model's context of {}", seq,
@@ -104,8 +105,59 @@ void set_recomputation(nn::LanguageModel& model, const Config& config, const Mes
   model.set_recompute(recompute);
 }
 
-ZeroOptions zero_options(const Config& config, const Mesh& mesh, const LaidOut& laid_out) {
+namespace {
+
+bool splits_backward(const Schedule& schedule) {
+  return std::ranges::any_of(schedule.actions.front(),
+                             [](const Action& action) { return action.kind == ActionKind::kBackwardWeight; });
+}
+
+// What the gradients of weights would need a second time, in a pass of their own.
+void refuse_split_recomputation(const Schedule& schedule, const Config& config, const Mesh& mesh) {
+  using Mode = Config::Recompute::Mode;
+  if (!splits_backward(schedule) || config.recompute.mode == Mode::kNone) return;
+  if (config.recompute.mode == Mode::kFull) {
+    throw ConfigError(fmt::format(
+        "pipeline: schedule '{}' splits backward passes, and with recompute full each half would run "
+        "its blocks again; \"1f1b\" works with it, and '{}' with recompute selective",
+        schedule.name, schedule.name));
+  }
+  if (config.zero.stage == 3 && mesh.size(MeshAxis::kDp) * mesh.size(kCp) > 1) {
+    throw ConfigError(fmt::format(
+        "pipeline: schedule '{}' splits backward passes, and with recompute selective and ZeRO stage 3 "
+        "the half for weights would gather parameters a third time; \"1f1b\" works with both, and "
+        "'{}' with one of the two",
+        schedule.name, schedule.name));
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Pipeline> make_pipeline(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
+                                        const EngineOptions& options) {
+  if (mesh.size(MeshAxis::kPp) == 1) return nullptr;
+  auto pipeline =
+      std::make_unique<Pipeline>(model, mesh,
+                                 PipelineOptions{.schedule = config.pipeline.schedule,
+                                                 .custom_schedule = options.pipeline_schedule,
+                                                 .chunks = static_cast<int>(config.pipeline.chunks),
+                                                 .partition = parse_partition(config.pipeline.partition),
+                                                 .part_seconds = options.part_seconds,
+                                                 .sequence_parallel = config.sequence_parallel});
+  const BatchSizes batch =
+      resolve_batch_sizes(config.batch, mesh.size(MeshAxis::kDp), options.largest_micro_batch);
+  refuse_split_recomputation(pipeline->schedule(batch.accumulation), config, mesh);
+  return pipeline;
+}
+
+ZeroOptions zero_options(const Config& config, const Mesh& mesh, const LaidOut& laid_out,
+                         const Pipeline* pipeline) {
   ZeroOptions options;
+  if (pipeline != nullptr) {
+    options.stages = pipeline->own_modules();
+    options.shared_parameters = pipeline->shared_parameters();
+    options.sharing_group = pipeline->sharing_group();
+  }
   options.placement = ZeroPlacement::stage(config.zero.stage);
   if (config.zero.mics_shard_size > 0) {
     options.placement = ZeroPlacement::mics();

@@ -3,11 +3,13 @@
 // How the engine turns a configuration into a layout: what each technique is told, and what is refused.
 // Private to dist/.
 
+#include <memory>
 #include <string>
 
 #include "dist/config.h"
 #include "dist/engine.h"
 #include "dist/mesh.h"
+#include "dist/pipeline.h"
 #include "dist/sequence_cut.h"
 #include "dist/tensor_parallel.h"
 #include "dist/zero_plan.h"
@@ -29,8 +31,13 @@ void replace_attention(nn::LanguageModel& model, const Config& config, const Mes
 
 void set_recomputation(nn::LanguageModel& model, const Config& config, const Mesh& mesh);
 
-/// `laid_out` outlives what is made with these options.
-[[nodiscard]] ZeroOptions zero_options(const Config& config, const Mesh& mesh, const LaidOut& laid_out);
+/// Null where pp is 1.
+[[nodiscard]] std::unique_ptr<Pipeline> make_pipeline(nn::LanguageModel& model, const Config& config,
+                                                      const Mesh& mesh, const EngineOptions& options);
+
+/// `laid_out` and `pipeline` (may be null) outlive what is made with these options.
+[[nodiscard]] ZeroOptions zero_options(const Config& config, const Mesh& mesh, const LaidOut& laid_out,
+                                       const Pipeline* pipeline);
 
 /// "this rank will hold 1.2 MB of parameters, ...": between steps, to the byte.
 [[nodiscard]] std::string describe_memory(nn::LanguageModel& model, const Config& config, const Mesh& mesh,

@@ -18,6 +18,9 @@
 #include "data/atomic_file.h"
 #include "data/prepare.h"
 #include "data/tokenizer.h"
+#include "dist/pipeline.h"
+#include "dist/pipeline_drawing.h"
+#include "dist/pipeline_simulation.h"
 #include "dist/zero.h"
 #include "examples/command_line.h"
 #include "examples/gpt2/evaluation.h"
@@ -105,6 +108,13 @@ void print_overview(const TrainOptions& options, dist::Job& job, Trainer& traine
              with_commas(trainer.num_parameters()), trainer.engine().optimizer().describe());
   if (trainer.mesh().shape().num_ranks() > trainer.mesh().size(MeshAxis::kDp))
     fmt::print("{}", trainer.mesh().picture());
+  if (dist::Pipeline* pipeline = trainer.engine().pipeline(); pipeline != nullptr) {
+    fmt::print("pipeline    {}\n", dist::to_string(pipeline->stages()));
+    const dist::Schedule& schedule = pipeline->schedule(pipeline->micro_batches_for(batch.accumulation));
+    if (options.print_schedule)
+      fmt::print("{}", dist::draw(schedule, dist::simulate(
+                                                schedule, dist::StageCost{}.per_chunk(schedule.num_chunks))));
+  }
   std::fflush(stdout);
 }
 

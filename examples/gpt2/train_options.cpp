@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "dist/pipeline_generators.h"
 #include "examples/command_line.h"
 #include "kernels/error.h"
 #include "nn/model_factory.h"
@@ -29,13 +30,14 @@ const std::map<std::string, Progress> kProgress{{"auto", Progress::kAuto},
 // What one source says, the command line or the config file; the other may say the rest.
 struct Flags {
   std::string config;
-  std::optional<std::string> data, out, model, dtype, log, csv, progress, mesh, recompute;
+  std::optional<std::string> data, out, model, dtype, log, csv, progress, mesh, recompute, schedule,
+      partition;
   std::optional<std::int64_t> steps, batch, micro_batch, seq, warmup, eval_every, eval_tokens, save_every,
       keep;
   std::optional<double> lr, min_lr, weight_decay, clip, dropout;
   std::optional<std::uint64_t> seed;
-  std::optional<int> ranks, threads, zero;
-  bool resume = false, comm_summary = false;
+  std::optional<int> ranks, threads, zero, chunks;
+  bool resume = false, comm_summary = false, print_schedule = false;
 };
 
 void add_options(CLI::App& app, Flags& flags) {
@@ -98,7 +100,8 @@ void add_options(CLI::App& app, Flags& flags) {
   app.add_option("--threads", flags.threads, "Threads of each rank [cores / ranks]")->group(kGroupRanks);
   app.add_option(
          "--mesh", flags.mesh,
-         "What ranks are for: dp (samples), tp (layers cut), cp (sequences cut), as dp=2,tp=2 [all dp]")
+         "What ranks are for: pp (stages of layers), dp (samples), cp (sequences cut), tp (layers cut), as "
+         "pp=2,dp=2 [all dp]")
       ->type_name("AXES")
       ->group(kGroupRanks);
   app.add_option("--zero", flags.zero,
@@ -106,7 +109,22 @@ void add_options(CLI::App& app, Flags& flags) {
       ->check(CLI::Range(0, 3))
       ->group(kGroupRanks);
 
+  app.add_option("--schedule", flags.schedule,
+                 fmt::format("Of a pipeline: {} [1f1b]", fmt::join(tessera::dist::schedule_names(), ", ")))
+      ->type_name("NAME")
+      ->group(kGroupRanks);
+  app.add_option("--chunks", flags.chunks, "Of a pipeline: stages on each rank; 0: as its schedule has [0]")
+      ->check(examples::at_least(0))
+      ->group(kGroupRanks);
+  app.add_option("--partition", flags.partition,
+                 "What the stages of a pipeline have equally much of: parameters, uniform (blocks), time (as "
+                 "measured at the start) [parameters]")
+      ->type_name("NAME")
+      ->group(kGroupRanks);
+
   const char* const kGroupReports = "Reports";
+  app.add_flag("--print-schedule", flags.print_schedule, "At the start, a picture of the pipeline's schedule")
+      ->group(kGroupReports);
   app.add_option("--eval-every", flags.eval_every, "Steps between validation losses; 0: only at the end [0]")
       ->group(kGroupReports);
   app.add_option("--eval-tokens", flags.eval_tokens, "Validation tokens looked at each time; 0: all [65536]")
@@ -153,6 +171,7 @@ Flags read_own_keys(ConfigFile& file) {
   flags.clip = file.number("clip");
   flags.dropout = file.number("dropout");
   flags.resume = file.boolean("resume").value_or(false);
+  flags.print_schedule = file.boolean("print_schedule").value_or(false);
   flags.comm_summary = file.boolean("comm_summary").value_or(false);
   const auto read_count = [&file](const char* key, auto& target, std::int64_t most) {
     const auto value = file.integer(key);
@@ -220,6 +239,10 @@ void apply_flags(const Flags& flags, TrainOptions& options) {
     options.config.dp_given = flags.mesh->find("dp") != std::string::npos;
   }
   set_if(options.config.zero.stage, flags.zero);
+  set_if(options.config.pipeline.schedule, flags.schedule);
+  set_if(options.config.pipeline.partition, flags.partition);
+  set_if(options.config.pipeline.chunks, flags.chunks);
+  options.print_schedule = options.print_schedule || flags.print_schedule;
   options.comm_summary = options.comm_summary || flags.comm_summary;
   options.resume = options.resume || flags.resume;
   if (flags.dtype) options.config.dtype = choose("dtype", kDTypes, *flags.dtype);
@@ -281,6 +304,13 @@ TrainOptions parse_train_options(int argc, char** argv) {
   }
   apply_flags(flags, options);
   check(options);
+  const bool about_pipelines = flags.schedule || flags.chunks || flags.partition || options.print_schedule;
+  if (about_pipelines && options.config.mesh[tessera::MeshAxis::kPp] == 1) {
+    throw ConfigError(
+        "--schedule, --chunks, --partition, --print-schedule: they are about pipelines, and the mesh has no "
+        "pp; "
+        "--mesh pp=2 makes one of two stages");
+  }
   if (options.dropout) options.model += fmt::format(",dropout={}", *options.dropout);
   return options;
 }

@@ -37,8 +37,9 @@ struct TrainOptions {
   std::int64_t save_every = 0;       ///< 0: only at the end
   std::int64_t keep = 2;             ///< checkpoints
   bool resume = false;
-  bool comm_summary = false;  ///< at the end, a table of what a step sent
-  std::filesystem::path log;  ///< JSON lines; empty: none
+  bool print_schedule = false;  ///< draw the pipeline's schedule at the start
+  bool comm_summary = false;    ///< at the end, a table of what a step sent
+  std::filesystem::path log;    ///< JSON lines; empty: none
   std::filesystem::path csv;
   Progress progress = Progress::kAuto;
 

@@ -3,8 +3,11 @@
 #include <fmt/format.h>
 
 #include <sstream>
+#include <string_view>
 #include <vector>
 
+#include "dist/collectives.h"
+#include "dist/pipeline_stages.h"
 #include "examples/gpt2/saved_model.h"
 #include "kernels/error.h"
 #include "nn/model_factory.h"
@@ -34,6 +37,13 @@ std::unique_ptr<nn::LanguageModel> make_model(const TrainOptions& options, const
 dist::BatchSizes with_default_batch(const dist::BatchSizes& given) {
   const bool nothing_given = given.global == 0 && given.micro_batch == 0 && given.accumulation == 0;
   return nothing_given ? dist::BatchSizes{.global = 8} : given;
+}
+
+// "family=gpt2,layers=12,heads=..." → "family=gpt2,layers=1,heads=..."
+std::string with_one_layer(std::string description) {
+  constexpr std::string_view kKey = "layers=";
+  const std::size_t begin = description.find(kKey) + kKey.size();
+  return description.replace(begin, description.find(',', begin) - begin, "1");
 }
 
 // The state of loss scaling as a checkpoint's metadata keeps it, and back.
@@ -68,6 +78,8 @@ Trainer::Trainer(const TrainOptions& options, dist::Job& job, const data::TokenF
   dist::EngineOptions engine;
   engine.seq = plan_.seq_len;
   engine.schedule = options.schedule();
+  if (shape[MeshAxis::kPp] > 1 && config_.pipeline.partition == "time")
+    engine.part_seconds = measure_parts_of_model(batch.micro_batch);
   // Before any memory is taken: what the settings came to, and what that will hold.
   engine.announce = [&](const std::string& memory) {
     if (config_.zero.stage > 0 || shape.num_ranks() > shape[MeshAxis::kDp])
@@ -75,6 +87,22 @@ Trainer::Trainer(const TrainOptions& options, dist::Job& job, const data::TokenF
     job.log(memory);
   };
   engine_ = std::make_unique<dist::Engine>(*model_, config_, *mesh_, engine);
+}
+
+// On one rank, with one block for all of them, since they are alike; the others are told.
+std::vector<double> Trainer::measure_parts_of_model(std::int64_t micro_batch) const {
+  const auto num_blocks = model_->blocks().size();
+  std::vector<double> seconds(3);
+  job_.on_root([&] {
+    const auto sample = nn::make_language_model(with_one_layer(model_->description()), model_->vocab());
+    sample->to(config_.dtype);
+    seconds = dist::measure_parts(*sample, micro_batch, plan_.seq_len);
+  });
+  job_.world().broadcast(dist::buffer_of(seconds), 0);
+  std::vector<double> all(num_blocks + 2, seconds[1]);
+  all.front() = seconds[0];
+  all.back() = seconds[2];
+  return all;
 }
 
 Trainer::~Trainer() = default;

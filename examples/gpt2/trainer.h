@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "data/sampler.h"
 #include "data/token_file.h"
@@ -53,6 +54,8 @@ class Trainer {
   void restore(const tessera::dist::CheckpointReader& checkpoint);
 
  private:
+  [[nodiscard]] std::vector<double> measure_parts_of_model(std::int64_t micro_batch) const;
+
   const TrainOptions& options_;
   tessera::dist::Job& job_;
   const tessera::data::TokenFile& tokens_;

@@ -68,22 +68,25 @@ TEST_P(Parity, OfLlamaWithOneRank) { expect_equal(kLlama, GetParam()); }
 
 INSTANTIATE_TEST_SUITE_P(
     Layouts, Parity,
-    ::testing::Values("dp=1", "dp=1 pass=3", "dp=1 zero=3 recompute=full", "dp=2", "dp=2 zero=1",
-                      "dp=2 zero=2", "dp=2 zero=3", "dp=3 zero=3", "dp=3 zero=2 pass=2", "dp=4 zero=1 pass=1",
-                      "dp=4 zero=2 pass=1 full-gradients", "dp=5 zero=3 pass=2",
-                      "dp=8 zero=3 pass=1 recompute=full", "dp=4 mics=2", "dp=4 hpz=2 pass=1", "tp=2", "tp=3",
-                      "tp=4", "tp=8", "tp=2 sp", "tp=3 sp recompute=full", "tp=4 sp recompute=selective",
-                      "tp=2 recompute=full partitioned", "tp=2 recompute=full partitioned on-host",
-                      "tp=2 zero=3", "dp=2,tp=2", "dp=2,tp=2 zero=1", "dp=2,tp=2 zero=2 pass=2",
-                      "dp=2,tp=2 zero=3 sp", "dp=2,tp=2 zero=3 sp recompute=full pass=3", "dp=3,tp=2 zero=3",
-                      "dp=2,tp=3 zero=2 sp pass=1", "dp=2,tp=4 zero=3 recompute=selective", "cp=2", "cp=3",
-                      "cp=4", "cp=2 ulysses", "cp=3 ulysses", "cp=4 ulysses", "cp=2 zero=3",
-                      "cp=3 zero=2 pass=4", "cp=2 zero=3 recompute=full",
-                      "cp=2 ulysses zero=3 recompute=selective", "dp=2,cp=2 zero=1",
-                      "dp=2,cp=2 zero=3 pass=2", "dp=2,cp=3 ulysses zero=2", "cp=2,tp=2",
-                      "cp=2,tp=2 sp zero=3", "cp=2,tp=3 ulysses sp recompute=full", "dp=2,cp=2,tp=2",
-                      "dp=2,cp=2,tp=2 zero=3 sp pass=1 recompute=full", "dp=2,cp=2,tp=2 ulysses zero=2",
-                      "dp=3 recompute=full checkpoints=1"),
+    ::testing::Values(
+        "dp=1", "dp=1 pass=3", "dp=1 zero=3 recompute=full", "dp=2", "dp=2 zero=1", "dp=2 zero=2",
+        "dp=2 zero=3", "dp=3 zero=3", "dp=3 zero=2 pass=2", "dp=4 zero=1 pass=1",
+        "dp=4 zero=2 pass=1 full-gradients", "dp=5 zero=3 pass=2", "dp=8 zero=3 pass=1 recompute=full",
+        "dp=4 mics=2", "dp=4 hpz=2 pass=1", "tp=2", "tp=3", "tp=4", "tp=8", "tp=2 sp",
+        "tp=3 sp recompute=full", "tp=4 sp recompute=selective", "tp=2 recompute=full partitioned",
+        "tp=2 recompute=full partitioned on-host", "tp=2 zero=3", "dp=2,tp=2", "dp=2,tp=2 zero=1",
+        "dp=2,tp=2 zero=2 pass=2", "dp=2,tp=2 zero=3 sp", "dp=2,tp=2 zero=3 sp recompute=full pass=3",
+        "dp=3,tp=2 zero=3", "dp=2,tp=3 zero=2 sp pass=1", "dp=2,tp=4 zero=3 recompute=selective", "cp=2",
+        "cp=3", "cp=4", "cp=2 ulysses", "cp=3 ulysses", "cp=4 ulysses", "cp=2 zero=3", "cp=3 zero=2 pass=4",
+        "cp=2 zero=3 recompute=full", "cp=2 ulysses zero=3 recompute=selective", "dp=2,cp=2 zero=1",
+        "dp=2,cp=2 zero=3 pass=2", "dp=2,cp=3 ulysses zero=2", "cp=2,tp=2", "cp=2,tp=2 sp zero=3",
+        "cp=2,tp=3 ulysses sp recompute=full", "dp=2,cp=2,tp=2",
+        "dp=2,cp=2,tp=2 zero=3 sp pass=1 recompute=full", "dp=2,cp=2,tp=2 ulysses zero=2",
+        "dp=3 recompute=full checkpoints=1", "pp=2", "pp=2 pass=1 schedule=gpipe",
+        "pp=2 pass=2 schedule=zb-h1", "pp=2,dp=2 zero=1", "pp=2,dp=2 zero=2 pass=1",
+        "pp=2,dp=2 zero=3 pass=2 recompute=full", "pp=2,dp=3 zero=2 pass=1 schedule=zb-h1",
+        "pp=2,tp=2 pass=3", "pp=2,tp=3 sp pass=1", "pp=2,cp=2 pass=1", "pp=2,cp=2 ulysses pass=4 zero=1",
+        "pp=2,dp=2,tp=2 zero=3 pass=1", "pp=2,cp=2,tp=2 sp pass=2 zero=2 recompute=selective"),
     [](const auto& row) { return test_name(row.param); });
 
 // LAMB's norms and Muon's matrices are of whole tensors, whatever is cut.
@@ -98,14 +101,16 @@ INSTANTIATE_TEST_SUITE_P(Optimizers, Parity,
                          [](const auto& row) { return test_name(row.param); });
 INSTANTIATE_TEST_SUITE_P(InF32, Parity,
                          ::testing::Values("dp=2 f32", "dp=4 zero=3 pass=1 f32", "tp=2 sp f32",
-                                           "cp=2 zero=2 f32", "dp=2,cp=2,tp=2 zero=3 sp f32"),
+                                           "cp=2 zero=2 f32", "dp=2,cp=2,tp=2 zero=3 sp f32",
+                                           "pp=2 pass=1 f32", "pp=2,dp=2,tp=2 zero=2 pass=1 f32"),
                          [](const auto& row) { return test_name(row.param); });
 INSTANTIATE_TEST_SUITE_P(InBf16, Parity,
                          ::testing::Values("dp=1 pass=3 bf16", "dp=2 bf16", "dp=2 zero=3 bf16",
                                            "dp=3 zero=2 pass=2 bf16", "dp=8 zero=1 pass=1 bf16", "tp=2 bf16",
                                            "tp=4 bf16", "tp=2 sp bf16", "tp=3 sp recompute=full bf16",
                                            "cp=2 zero=2 bf16", "cp=3 ulysses bf16",
-                                           "dp=2,cp=2,tp=2 zero=3 sp bf16"),
+                                           "dp=2,cp=2,tp=2 zero=3 sp bf16", "pp=2 pass=1 bf16",
+                                           "pp=2,dp=2 zero=3 pass=2 bf16"),
                          [](const auto& row) { return test_name(row.param); });
 // Two steps overflow, on some ranks or all: every rank of every layout leaves out the same two.
 INSTANTIATE_TEST_SUITE_P(InF16, Parity,
@@ -128,6 +133,7 @@ INSTANTIATE_TEST_SUITE_P(Layouts, Resumed,
                                            std::vector{"dp=4 mics=2", "cp=2,tp=2 zero=2"},
                                            std::vector{"cp=2 ulysses", "dp=4 hpz=2 pass=1", "tp=3 sp"},
                                            std::vector{"dp=3 zero=2 Muon", "tp=2 sp Muon"},
+                                           std::vector{"pp=2,dp=2 zero=2 pass=1", "dp=3", "pp=2,tp=2 pass=2"},
                                            std::vector{"dp=2,tp=2 zero=3 f32", "cp=2 zero=1 f32"}),
                          [](const auto& row) {
                            std::string chain;
@@ -276,7 +282,7 @@ struct Refused {
 };
 class Refusals : public ::testing::TestWithParam<Refused> {};
 INSTANTIATE_TEST_SUITE_P(Layouts, Refusals,
-                         ::testing::Values(Refused{"Pipeline", "pp=2", "give those ranks to dp"},
+                         ::testing::Values(Refused{"MoreStagesThanBlocks", "pp=3", "up to 2 stages work"},
                                            Refused{"SequenceParallelAlone", "dp=2 sp", "tp is 1"},
                                            Refused{"MoreContextRanksThanTokens", "cp=14", "cp = 13 works"}),
                          [](const auto& row) { return std::string(row.param.name); });

@@ -139,11 +139,21 @@ Result train(const TrainingRun& run, Engine& engine) {
   };
   Result result;
   Replicas replicas;
+  const auto add_step = [&](const StepReport& report) {
+    replicas.add(report, engine.loss_scaler().scale());
+    result.losses.push_back(report.loss);
+    result.grad_norms.push_back(report.grad_norm);
+    result.skipped.push_back(report.skipped);
+  };
   const auto matrix_spike = std::make_shared<bool>(false);
   const bool may_spike = run.config.dtype == kF16 && mesh.index(kTp) == 0 && mesh.index(MeshAxis::kCp) == 0;
   add_matrix_spike(engine.model(), matrix_spike);
   for (std::int64_t step = engine.steps_done(); step < run.steps; ++step) {
     bool is_first = true;
+    if (engine.pipeline() != nullptr) {  // has no single passes to spoil; tests/dist/pipeline_test.cpp does
+      add_step(engine.train_step(source, kGlobalBatch));
+      continue;
+    }
     for (MicroBatch& pass : engine.micro_batches(source, kGlobalBatch)) {
       spoil_pass(run.mutant, engine, own_first, pass);
       const Tensor loss = engine.forward(pass);
@@ -156,10 +166,7 @@ Result train(const TrainingRun& run, Engine& engine) {
     SpoiltUpdate spoilt_update(run.mutant, engine, /*is_last=*/step == run.steps - 1);
     const StepReport report = engine.step();
     spoilt_update.after();
-    replicas.add(report, engine.loss_scaler().scale());
-    result.losses.push_back(report.loss);
-    result.grad_norms.push_back(report.grad_norm);
-    result.skipped.push_back(report.skipped);
+    add_step(report);
   }
   result.loss_scale = engine.loss_scaler().scale();
   const CheckpointSources sources = engine.checkpoint_sources();
@@ -281,6 +288,10 @@ Config layout(const std::string& text) {
       config.recompute.mode = Config::Recompute::Mode::kFull;
     } else if (word == "recompute=selective") {
       config.recompute.mode = Config::Recompute::Mode::kSelective;
+    } else if (word.starts_with("schedule=")) {
+      config.pipeline.schedule = value;
+    } else if (word.starts_with("chunks=")) {
+      config.pipeline.chunks = std::stoi(value);
     } else if (word.starts_with("scale=2^")) {
       config.fp16.initial_scale_power = std::stoi(word.substr(8));
     } else if (word.starts_with("checkpoints=")) {

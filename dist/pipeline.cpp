@@ -1,0 +1,353 @@
+// B micro-batch, T tokens of this rank, D width, p ranks along pp.
+
+#include "dist/pipeline.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <list>
+#include <optional>
+#include <set>
+
+#include "autograd/backward.h"
+#include "autograd/grad_mode.h"
+#include "autograd/graph.h"
+#include "dist/collectives.h"
+#include "dist/pipeline_check.h"
+#include "dist/pipeline_generators.h"
+#include "dist/zero.h"
+#include "kernels/error.h"
+#include "tensor/context.h"
+#include "tensor/create.h"
+
+namespace tessera::dist {
+namespace {
+
+constexpr MeshAxis kPp = MeshAxis::kPp, kTp = MeshAxis::kTp;
+
+}  // namespace
+
+// --- Stages ------------------------------------------------------------------------------------------------
+
+Pipeline::Pipeline(nn::LanguageModel& model, const Mesh& mesh, PipelineOptions options)
+    : model_(model), mesh_(mesh), options_(std::move(options)) {
+  const Schedule& any = schedule(micro_batches_for(mesh.size(kPp)));
+  chunks_ = any.num_chunks;
+  order_ = any.order;
+  const int num_stages = any.num_stages();
+  switch (options_.partition) {
+    case PipelinePartition::kUniform:
+      stages_ = cut_uniformly(static_cast<std::int64_t>(model.blocks().size()), num_stages);
+      break;
+    case PipelinePartition::kParameters:
+      stages_ = cut_into_stages(count_parameters(model), num_stages);
+      break;
+    case PipelinePartition::kTime:
+      if (options_.part_seconds.size() != model.blocks().size() + 2) {
+        throw ConfigError(fmt::format(
+            "pipeline: to cut by time, seconds of the embedding, each of {} blocks and the head are needed, "
+            "but there are {} numbers",
+            model.blocks().size(), options_.part_seconds.size()));
+      }
+      stages_ = cut_into_stages(options_.part_seconds, num_stages);
+      break;
+  }
+  find_shared_parameters();
+}
+
+Schedule Pipeline::make(std::int64_t num_micro_batches) const {
+  const PipelineSize size{.ranks = mesh_.size(kPp),
+                          .micro_batches = static_cast<int>(num_micro_batches),
+                          .chunks = options_.chunks};
+  return options_.custom_schedule ? options_.custom_schedule(size) : make_schedule(options_.schedule, size);
+}
+
+const Schedule& Pipeline::schedule(std::int64_t num_micro_batches) {
+  const auto known = schedules_.find(num_micro_batches);
+  if (known != schedules_.end()) return known->second;
+  Schedule made = make(num_micro_batches);
+  check_legal(made);
+  return schedules_.emplace(num_micro_batches, std::move(made)).first->second;
+}
+
+std::int64_t Pipeline::micro_batches_for(std::int64_t wanted) {
+  for (std::int64_t more = 0;; ++more) {
+    try {
+      static_cast<void>(schedule(wanted + more));
+      return wanted + more;
+    } catch (const ConfigError&) {
+      if (more == mesh_.size(kPp)) throw;  // it is not the number that it refuses
+    }
+  }
+}
+
+int Pipeline::stage_of(int chunk) const { return schedules_.begin()->second.stage(rank(), chunk); }
+
+const StageParts& Pipeline::parts_of(int chunk) const {
+  return stages_.at(static_cast<std::size_t>(stage_of(chunk)));
+}
+
+int Pipeline::head_rank() const {
+  return schedules_.begin()->second.rank_of(static_cast<int>(stages_.size()) - 1);
+}
+
+std::vector<std::vector<nn::Module*>> Pipeline::own_modules() const {
+  std::vector<std::vector<nn::Module*>> modules;
+  for (int chunk = 0; chunk < chunks_; ++chunk) modules.push_back(modules_of(model_, parts_of(chunk)));
+  return modules;
+}
+
+int Pipeline::holder_of(const std::string& parameter) const {
+  const auto found = holders_.find(parameter);
+  if (found == holders_.end())
+    throw IndexError(fmt::format("pipeline: no stage has the parameter '{}'", parameter));
+  return found->second.front();
+}
+
+void Pipeline::find_shared_parameters() {
+  std::vector<std::set<const void*>> held(static_cast<std::size_t>(mesh_.size(kPp)));
+  const Schedule& any = schedules_.begin()->second;
+  for (std::size_t s = 0; s < stages_.size(); ++s) {
+    auto& here = held[static_cast<std::size_t>(any.rank_of(static_cast<int>(s)))];
+    for (const nn::Module* module : modules_of(model_, stages_[s])) {
+      for (const Tensor& parameter : module->parameters()) here.insert(parameter.autograd_meta().get());
+    }
+  }
+  std::vector<int> sharers;
+  for (const auto& [name, parameter] : model_.named_parameters()) {
+    std::vector<int>& holders = holders_[name];
+    for (int r = 0; r < mesh_.size(kPp); ++r) {
+      if (held[static_cast<std::size_t>(r)].contains(parameter.autograd_meta().get())) holders.push_back(r);
+    }
+    if (holders.size() < 2) continue;
+    if (!sharers.empty() && sharers != holders) {
+      throw ConfigError(fmt::format(
+          "pipeline: '{}' is on other ranks along pp than '{}'; parameters can be shared by one set of ranks",
+          name, shared_.front()));
+    }
+    sharers = holders;
+    shared_.push_back(name);
+  }
+  if (shared_.empty()) return;
+  const bool is_one = std::ranges::find(sharers, rank()) != sharers.end();
+  auto group = mesh_.group(kPp).group_of(is_one ? sharers : std::vector<int>{rank()}, kSharingGroupName);
+  if (is_one) sharing_group_ = std::move(group);
+}
+
+// --- What goes from stage to stage -------------------------------------------------------------------------
+
+Layout Pipeline::hidden_layout(const Tensor& ids) const {
+  const Layout layout = ids.layout();
+  return options_.sequence_parallel ? layout.with(kTp, AxisLayout::sharded(1)) : layout;
+}
+
+Tensor Pipeline::empty_hidden(const Tensor& ids) const {
+  const std::int64_t tokens =
+      options_.sequence_parallel ? shard_size(ids.dim(1), mesh_.size(kTp), mesh_.index(kTp)) : ids.dim(1);
+  const DType dtype = model_.parameters().front().dtype();
+  return empty({ids.dim(0), tokens, model_.width()}, {.dtype = dtype, .device = ids.device()});
+}
+
+Tensor Pipeline::run_blocks(int chunk, Tensor x, const std::function<void()>& between, nn::KvCache* cache) {
+  const StageParts& parts = parts_of(chunk);
+  for (std::int64_t b = parts.first_block; b < parts.end_block; ++b) {
+    x = model_.run_block(b, x, cache == nullptr ? nullptr : &cache->layer(b));
+    if (between) between();
+  }
+  return x;
+}
+
+// --- Training ----------------------------------------------------------------------------------------------
+
+struct Pipeline::Pass {
+  Tensor input;            // a leaf, undefined in the first stage
+  Tensor output;           // the root of its graph
+  Tensor output_gradient;  // undefined in the last stage, whose root is the loss
+  DeferredGradients weights{};
+};
+
+// One step.
+struct Pipeline::Run {
+  Pipeline& pipeline;
+  Zero& zero;
+  const Schedule& schedule;
+  std::span<const MicroBatch> micro_batches;
+  const Callbacks& callbacks;
+
+  using Key = std::pair<int, int>;  // stage, micro-batch
+  std::map<Key, Pass> passes{};
+  std::map<Key, Tensor> outputs{};          // of a stage, on their way to the next
+  std::map<Key, Tensor> input_gradients{};  // of a stage, on their way to the one before
+  struct Sending {
+    Work work;
+    Tensor elements;  // must stay until they have left
+  };
+  std::list<Sending> sending{};
+  std::vector<int> passes_left{};  // by chunk
+
+  [[nodiscard]] Communicator& group() const { return pipeline.mesh_.group(kPp); }
+  [[nodiscard]] const MicroBatch& micro_batch(const Action& action) const {
+    return micro_batches[static_cast<std::size_t>(action.micro_batch)];
+  }
+  [[nodiscard]] int stage(const Action& action) const { return pipeline.stage_of(action.chunk); }
+
+  void run() {
+    passes_left.assign(static_cast<std::size_t>(schedule.num_chunks), schedule.num_micro_batches);
+    for (const Action& action : schedule.actions[static_cast<std::size_t>(pipeline.rank())]) {
+      perform(action);
+      make_progress();
+    }
+    for (Sending& each : sending) each.work.wait();
+  }
+
+  void perform(const Action& action) {
+    const Key here{stage(action), action.micro_batch};
+    const Key before{here.first - 1, here.second}, after{here.first + 1, here.second};
+    switch (action.kind) {
+      case ActionKind::kForward:
+        return forward(action);
+      case ActionKind::kBackward:
+        return backward(action, BackwardPass::Gradients::kAll);
+      case ActionKind::kBackwardInput:
+        return backward(action, BackwardPass::Gradients::kInputs);
+      case ActionKind::kBackwardWeight:
+        return backward_weights(action);
+      case ActionKind::kSendActivation:
+        return send(take(outputs, here), action);
+      case ActionKind::kRecvActivation:
+        outputs[before] = receive(action);
+        return;
+      case ActionKind::kSendGradient:
+        return send(take(input_gradients, here), action);
+      case ActionKind::kRecvGradient:
+        input_gradients[after] = receive(action);
+        return;
+    }
+  }
+
+  static Tensor take(std::map<Key, Tensor>& from, const Key& key) {
+    return std::move(from.extract(key).mapped());
+  }
+
+  void send(const Tensor& x, const Action& action) {
+    const Tensor elements = x.detach().contiguous();
+    Work work = group().send_async(const_buffer_of(elements), schedule.peer(pipeline.rank(), action));
+    sending.push_back({std::move(work), elements});
+  }
+
+  [[nodiscard]] Tensor receive(const Action& action) const {
+    const Tensor& ids = micro_batch(action).ids;
+    Tensor x = pipeline.empty_hidden(ids);
+    group().recv(buffer_of(x), schedule.peer(pipeline.rank(), action));
+    return x.set_layout(pipeline.hidden_layout(ids));
+  }
+
+  // Messages go on in calls alone.
+  void make_progress() {
+    sending.remove_if([](Sending& each) { return each.work.test(); });
+  }
+
+  void forward(const Action& action) {
+    const MicroBatch& samples = micro_batch(action);
+    const StageParts& parts = pipeline.parts_of(action.chunk);
+    const Key here{stage(action), action.micro_batch};
+    callbacks.begin_pass(samples);
+    zero.begin_forward(static_cast<std::size_t>(action.chunk));
+    Pass pass;
+    Tensor x;
+    if (parts.embeds) {
+      x = pipeline.model_.embed(samples.ids, 0);
+    } else {
+      pass.input = take(outputs, {here.first - 1, here.second}).detach().set_requires_grad();
+      // A leaf below operations with weights would wait for its gradient until those of the weights come.
+      x = record("stage_input", pass.input.detach(), {pass.input},
+                 [](const Tensor& dy, Needs) -> Grads { return {dy}; });
+    }
+    x = pipeline.run_blocks(
+        action.chunk, x, [this] { make_progress(); }, nullptr);
+    if (parts.has_head) {
+      pass.output = callbacks.loss(pipeline.model_.head(x), samples);
+    } else {
+      check_layout(x, samples.ids);
+      pass.output = x;
+      outputs[here] = x.detach();
+    }
+    zero.end_forward();
+    passes.emplace(here, std::move(pass));
+  }
+
+  void check_layout(const Tensor& x, const Tensor& ids) const {
+    const Layout expected = pipeline.hidden_layout(ids);
+    if (!RankContext::current().check_layouts || x.layout() == expected) return;
+    throw LayoutError(fmt::format("pipeline: hidden states must leave a stage as {}, but they are {} ({})",
+                                  to_string(expected), to_string(x.layout()), describe(x)));
+  }
+
+  [[nodiscard]] BackwardPass window(const Action& action, BackwardPass::Gradients gradients) {
+    int& left = passes_left[static_cast<std::size_t>(action.chunk)];
+    if (gradients != BackwardPass::Gradients::kInputs) --left;
+    return {.last = left == 0, .stage = static_cast<std::size_t>(action.chunk), .gradients = gradients};
+  }
+
+  void backward(const Action& action, BackwardPass::Gradients gradients) {
+    const Key here{stage(action), action.micro_batch};
+    Pass& pass = passes.at(here);
+    zero.begin_backward(window(action, gradients));
+    Tensor dy;
+    if (!pipeline.parts_of(action.chunk).has_head) dy = take(input_gradients, {here.first + 1, here.second});
+    const bool splits = gradients == BackwardPass::Gradients::kInputs;
+    if (pass.output.requires_grad())
+      tessera::backward(pass.output, dy, {.deferred = splits ? &pass.weights : nullptr});
+    zero.end_backward();
+    pass.output = {};
+    if (pass.input.defined()) input_gradients[here] = pass.input.grad().to(pass.input.dtype());
+    pass.input = {};
+    if (!splits) passes.erase(here);
+  }
+
+  void backward_weights(const Action& action) {
+    const Key here{stage(action), action.micro_batch};
+    zero.begin_backward(window(action, BackwardPass::Gradients::kWeights));
+    passes.at(here).weights.run();
+    zero.end_backward();
+    passes.erase(here);
+  }
+};
+
+void Pipeline::train(Zero& zero, std::span<const MicroBatch> micro_batches, const Callbacks& callbacks) {
+  Run{*this, zero, schedule(static_cast<std::int64_t>(micro_batches.size())), micro_batches, callbacks}.run();
+}
+
+// --- Without gradients -------------------------------------------------------------------------------------
+
+Tensor Pipeline::logits(Zero& zero, const Tensor& ids, bool last_position, nn::KvCache* cache) {
+  const NoGrad no_grad;
+  const Schedule& any = schedules_.begin()->second;
+  const std::int64_t first_position = cache == nullptr ? 0 : cache->length();
+  const int num_stages = static_cast<int>(stages_.size());
+  Tensor x;  // the output of the stage before, where it is here
+  for (int stage = 0; stage < num_stages; ++stage) {
+    if (any.rank_of(stage) != rank()) continue;
+    const int chunk = any.chunk_of(stage);
+    const StageParts& parts = parts_of(chunk);
+    zero.begin_forward(static_cast<std::size_t>(chunk));
+    if (parts.embeds) {
+      x = model_.embed(ids, first_position);
+    } else if (any.rank_of(stage - 1) != rank()) {
+      x = empty_hidden(ids);
+      mesh_.group(kPp).recv(buffer_of(x), any.rank_of(stage - 1));
+      x.set_layout(hidden_layout(ids));
+    }
+    x = run_blocks(chunk, x, nullptr, cache);
+    if (parts.has_head) {
+      if (last_position) x = x.slice(1, x.dim(1) - 1, x.dim(1));
+      x = model_.head(x);
+    }
+    zero.end_forward();
+    if (!parts.has_head && any.rank_of(stage + 1) != rank())
+      mesh_.group(kPp).send(const_buffer_of(x.contiguous()), any.rank_of(stage + 1));
+  }
+  return has_head() ? x : Tensor();
+}
+
+}  // namespace tessera::dist
