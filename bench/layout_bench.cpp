@@ -71,6 +71,8 @@ Row parse_row(const std::string& text) {
       row.config.sequence_parallel = true;
     } else if (word == "ulysses") {
       row.config.context_parallel = dist::Config::ContextParallel::kUlysses;
+    } else if (word.starts_with("schedule=")) {
+      row.config.pipeline.schedule = word.substr(9);
     } else if (word == "unchecked") {
       row.checked = false;
     } else if (word.starts_with("zero=")) {
@@ -388,7 +390,7 @@ Options parse_options(int argc, char** argv) {
   CLI::App app("Speed of layouts against one rank with all threads, in turns.", "layout_bench");
   app.add_option("--model", options.work.model, "As gpt2_train takes it")->capture_default_str();
   app.add_option("--rows", options.rows,
-                 "Layouts, separated by ';': a mesh, then zero=STAGE, sp, ulysses, unchecked");
+                 "Layouts, separated by ';': a mesh, then zero=STAGE, sp, ulysses, schedule=NAME, unchecked");
   app.add_option("--batch", options.work.batch, "Sequences of a step")
       ->check(examples::at_least(1))
       ->capture_default_str();
