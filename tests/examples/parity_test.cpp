@@ -12,22 +12,27 @@ struct Layout {
   const char* options;
 };
 
-constexpr Layout kThreads[] = {{"accumulation", "", "--micro-batch 2"},
-                               {"uneven micro-batch", "", "--micro-batch 3"},
-                               {"2 ranks", "", "--ranks 2"},
-                               {"2 ranks, accumulation", "", "--ranks 2 --micro-batch 2"},
-                               {"3 ranks", "", "--ranks 3"},
-                               {"4 ranks, accumulation", "", "--ranks 4 --micro-batch 1"},
-                               {"12 ranks", "", "--ranks 12"},
-                               {"ZeRO-3", "", "--ranks 2 --zero 3 --recompute selective"},
-                               {"tensor parallel", "", "--ranks 3 --mesh tp=3 --recompute"},
-                               {"data and tensor parallel", "", "--ranks 4 --mesh dp=2,tp=2 --zero 2"},
-                               {"context parallel", "", "--ranks 2 --mesh cp=2 --zero 3"},
-                               {"all three", "", "--ranks 8 --mesh dp=2,cp=2,tp=2 --zero 1 --micro-batch 2"}};
-constexpr Layout kMpi[] = {{"mpiexec -n 2", "mpiexec -n 2", ""},
-                           {"mpiexec -n 2, accumulation", "mpiexec -n 2", "--micro-batch 3"},
-                           {"mpiexec -n 4", "mpiexec -n 4", "--micro-batch 1"},
-                           {"mpiexec -n 4, two axes", "mpiexec -n 4", "--mesh dp=2,tp=2 --zero 3"}};
+constexpr Layout kThreads[] = {
+    {"accumulation", "", "--micro-batch 2"},
+    {"uneven micro-batch", "", "--micro-batch 3"},
+    {"2 ranks", "", "--ranks 2"},
+    {"2 ranks, accumulation", "", "--ranks 2 --micro-batch 2"},
+    {"3 ranks", "", "--ranks 3"},
+    {"4 ranks, accumulation", "", "--ranks 4 --micro-batch 1"},
+    {"12 ranks", "", "--ranks 12"},
+    {"ZeRO-3", "", "--ranks 2 --zero 3 --recompute selective"},
+    {"tensor parallel", "", "--ranks 3 --mesh tp=3 --recompute"},
+    {"data and tensor parallel", "", "--ranks 4 --mesh dp=2,tp=2 --zero 2"},
+    {"context parallel", "", "--ranks 2 --mesh cp=2 --zero 3"},
+    {"pipeline", "", "--ranks 2 --mesh pp=2 --micro-batch 2 --schedule zb-h1"},
+    {"pipeline by time", "", "--ranks 2 --mesh pp=2 --micro-batch 2 --partition time"},
+    {"all three", "", "--ranks 8 --mesh dp=2,cp=2,tp=2 --zero 1 --micro-batch 2"}};
+constexpr Layout kMpi[] = {
+    {"mpiexec -n 2", "mpiexec -n 2", ""},
+    {"mpiexec -n 2, accumulation", "mpiexec -n 2", "--micro-batch 3"},
+    {"mpiexec -n 4", "mpiexec -n 4", "--micro-batch 1"},
+    {"mpiexec -n 4, two axes", "mpiexec -n 4", "--mesh dp=2,tp=2 --zero 3"},
+    {"mpiexec -n 4, pipeline", "mpiexec -n 4", "--mesh pp=2,dp=2 --micro-batch 2 --zero 2"}};
 
 class Layouts : public Workplace {
  protected:
