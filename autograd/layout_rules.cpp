@@ -361,7 +361,12 @@ Layout gather(const Tensor& x, int dim, const Tensor& index) {
     const Part values(inputs[0], axis), places(inputs[1], axis);
     refuse_partial("gather", axis, places, inputs);
     if (places.on_axis.is_sharded() && places.from_last == from_last) {
-      refuse_partial("gather", axis, values, inputs);
+      if (!values.is_whole()) {
+        refuse("gather", axis,
+               "indices are cut along the dimension in which they point, and x is not whole: "
+               "dist::all_gather it",
+               inputs);
+      }
       refuse_invariant("gather", axis, values, inputs);
       return places.on_axis;
     }

@@ -317,6 +317,9 @@ struct CheckCost {
 CheckCost measure_checks(const Row& row, const Options& options, dist::Job& job) {
   dist::Communicator& world = job.world();
   Training training(row, kNarrow, 1, job.shared_world());
+  if (row.config.mesh[MeshAxis::kPp] > 1)
+    throw ConfigError(
+        fmt::format("row '{}': --checks counts the operations of whole passes; leave pp out", row.text));
   CheckCost cost;
   cost.operations = training.count_operations();
   // CPU time of all ranks, for a rank may do another's part of a reduction; a rank that waits uses none.

@@ -27,6 +27,11 @@ struct BatchSizes {
 [[nodiscard]] BatchSizes resolve_batch_sizes(const BatchSizes& given, std::int64_t dp,
                                              std::int64_t largest_micro_batch = 8);
 
+/// The same for a mesh. Of the batch alone a pipeline gets micro-batches so small that there are two for each
+/// of its ranks, if there are so many sequences: with fewer, ranks mostly wait.
+[[nodiscard]] BatchSizes resolve_batch_sizes(const BatchSizes& given, const MeshShape& mesh,
+                                             std::int64_t largest_micro_batch = 8);
+
 /// Settings of a training run, under the keys that DeepSpeed's users know (docs/config.md lists them).
 ///
 ///     { "train_batch_size": 32, "train_micro_batch_size_per_gpu": 4, "gradient_clipping": 1.0,

@@ -63,4 +63,12 @@ BatchSizes resolve_batch_sizes(const BatchSizes& given, std::int64_t dp, std::in
   return sizes;
 }
 
+BatchSizes resolve_batch_sizes(const BatchSizes& given, const MeshShape& mesh,
+                               std::int64_t largest_micro_batch) {
+  const std::int64_t dp = mesh[MeshAxis::kDp], pp = mesh[MeshAxis::kPp];
+  if (pp > 1)
+    largest_micro_batch = std::clamp<std::int64_t>(given.global / (dp * 2 * pp), 1, largest_micro_batch);
+  return resolve_batch_sizes(given, dp, largest_micro_batch);
+}
+
 }  // namespace tessera::dist

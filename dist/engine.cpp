@@ -80,7 +80,7 @@ Engine::Engine(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
     : model_(model),
       config_(config),
       mesh_(mesh),
-      batch_(resolve_batch_sizes(config.batch, mesh.size(kDp), options.largest_micro_batch)),
+      batch_(resolve_batch_sizes(config.batch, mesh.shape(), options.largest_micro_batch)),
       seq_(options.seq == 0 ? model.context() : options.seq),
       schedule_(options.schedule.value_or(optim::ConstantLR{config.optimizer.lr})),
       comm_summary_(mesh.world()) {
@@ -148,6 +148,7 @@ Tensor Engine::own_tokens(std::span<const std::int64_t> values, std::int64_t cou
 }
 
 std::vector<MicroBatch> Engine::micro_batches(const SampleSource& source, std::int64_t num_samples) {
+  if (parts_->pipeline != nullptr) parts_->pipeline->refuse_if_broken();
   if (under_way_) give_up_step();
   started_ = now();
   RankContext::current().pool(cpu)->reset_peak();
@@ -219,7 +220,7 @@ void Engine::refuse_parts(const char* call) const {
   if (parts_->pipeline == nullptr) return;
   throw AutogradError(
       fmt::format("Engine::{}: with pp = {} a rank has a stage of each pass alone, and passes overlap; call "
-                  "train_step, or run dist::Pipeline",
+                  "train_step",
                   call, mesh_.size(kPp)));
 }
 

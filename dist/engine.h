@@ -108,8 +108,8 @@ class Engine {
   /// Errors   NonFiniteError that names the first tensor that is not finite, and its layer.
   StepReport train_step(const SampleSource& source, std::int64_t num_samples = 0);
 
-  // --- The same in its parts. With pp > 1 a rank has a part of each pass alone: AutogradError there, but for
-  // --- micro_batches() and step(); dist/pipeline.h has the parts.
+  // --- The same in its parts. With pp > 1 a rank has a part of each pass alone, and passes overlap: there
+  // --- forward(), backward() and step() throw AutogradError, and dist/pipeline.cpp is the place to see each.
   /// This rank's passes of the next step. The number of targets that count is agreed on here: one small
   /// all-reduce. Gives up a step that is still under way.
   [[nodiscard]] std::vector<MicroBatch> micro_batches(const SampleSource& source,

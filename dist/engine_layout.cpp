@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-
 #include "dist/optimizer_factory.h"
 #include "dist/partitioned_activations.h"
 #include "dist/ring_attention.h"
@@ -107,28 +105,21 @@ void set_recomputation(nn::LanguageModel& model, const Config& config, const Mes
 
 namespace {
 
-bool splits_backward(const Schedule& schedule) {
-  return std::ranges::any_of(schedule.actions.front(),
-                             [](const Action& action) { return action.kind == ActionKind::kBackwardWeight; });
-}
-
 // What the gradients of weights would need a second time, in a pass of their own.
-void refuse_split_recomputation(const Schedule& schedule, const Config& config, const Mesh& mesh) {
+std::string split_refusal(const Config& config, const Mesh& mesh) {
   using Mode = Config::Recompute::Mode;
-  if (!splits_backward(schedule) || config.recompute.mode == Mode::kNone) return;
   if (config.recompute.mode == Mode::kFull) {
-    throw ConfigError(fmt::format(
-        "pipeline: schedule '{}' splits backward passes, and with recompute full each half would run "
-        "its blocks again; \"1f1b\" works with it, and '{}' with recompute selective",
-        schedule.name, schedule.name));
+    return "with recompute full each half would run its blocks again; \"1f1b\" works with it, and this one "
+           "with "
+           "recompute selective";
   }
-  if (config.zero.stage == 3 && mesh.size(MeshAxis::kDp) * mesh.size(kCp) > 1) {
-    throw ConfigError(fmt::format(
-        "pipeline: schedule '{}' splits backward passes, and with recompute selective and ZeRO stage 3 "
-        "the half for weights would gather parameters a third time; \"1f1b\" works with both, and "
-        "'{}' with one of the two",
-        schedule.name, schedule.name));
+  const bool cuts_parameters = config.zero.stage == 3 && mesh.size(MeshAxis::kDp) * mesh.size(kCp) > 1;
+  if (config.recompute.mode == Mode::kSelective && cuts_parameters) {
+    return "with recompute selective and ZeRO stage 3 the half for weights would gather parameters a third "
+           "time; "
+           "\"1f1b\" works with both, and this one with one of the two";
   }
+  return "";
 }
 
 }  // namespace
@@ -143,10 +134,10 @@ std::unique_ptr<Pipeline> make_pipeline(nn::LanguageModel& model, const Config& 
                                                  .chunks = static_cast<int>(config.pipeline.chunks),
                                                  .partition = parse_partition(config.pipeline.partition),
                                                  .part_seconds = options.part_seconds,
-                                                 .sequence_parallel = config.sequence_parallel});
-  const BatchSizes batch =
-      resolve_batch_sizes(config.batch, mesh.size(MeshAxis::kDp), options.largest_micro_batch);
-  refuse_split_recomputation(pipeline->schedule(batch.accumulation), config, mesh);
+                                                 .sequence_parallel = config.sequence_parallel,
+                                                 .split_refusal = split_refusal(config, mesh)});
+  const BatchSizes batch = resolve_batch_sizes(config.batch, mesh.shape(), options.largest_micro_batch);
+  static_cast<void>(pipeline->micro_batches_for(batch.accumulation));  // refuses now, not in the first step
   return pipeline;
 }
 

@@ -5,8 +5,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <list>
-#include <optional>
 #include <set>
 
 #include "autograd/backward.h"
@@ -31,10 +31,9 @@ constexpr MeshAxis kPp = MeshAxis::kPp, kTp = MeshAxis::kTp;
 
 Pipeline::Pipeline(nn::LanguageModel& model, const Mesh& mesh, PipelineOptions options)
     : model_(model), mesh_(mesh), options_(std::move(options)) {
-  const Schedule& any = schedule(micro_batches_for(mesh.size(kPp)));
-  chunks_ = any.num_chunks;
-  order_ = any.order;
-  const int num_stages = any.num_stages();
+  shape_ = schedule(micro_batches_for(mesh.size(kPp)));
+  shape_.actions.clear();
+  const int num_stages = shape_.num_stages();
   switch (options_.partition) {
     case PipelinePartition::kUniform:
       stages_ = cut_uniformly(static_cast<std::int64_t>(model.blocks().size()), num_stages);
@@ -43,12 +42,7 @@ Pipeline::Pipeline(nn::LanguageModel& model, const Mesh& mesh, PipelineOptions o
       stages_ = cut_into_stages(count_parameters(model), num_stages);
       break;
     case PipelinePartition::kTime:
-      if (options_.part_seconds.size() != model.blocks().size() + 2) {
-        throw ConfigError(fmt::format(
-            "pipeline: to cut by time, seconds of the embedding, each of {} blocks and the head are needed, "
-            "but there are {} numbers",
-            model.blocks().size(), options_.part_seconds.size()));
-      }
+      check_part_seconds();
       stages_ = cut_into_stages(options_.part_seconds, num_stages);
       break;
   }
@@ -66,34 +60,76 @@ const Schedule& Pipeline::schedule(std::int64_t num_micro_batches) {
   const auto known = schedules_.find(num_micro_batches);
   if (known != schedules_.end()) return known->second;
   Schedule made = make(num_micro_batches);
-  check_legal(made);
+  check(made);
   return schedules_.emplace(num_micro_batches, std::move(made)).first->second;
 }
 
-std::int64_t Pipeline::micro_batches_for(std::int64_t wanted) {
-  for (std::int64_t more = 0;; ++more) {
-    try {
-      static_cast<void>(schedule(wanted + more));
-      return wanted + more;
-    } catch (const ConfigError&) {
-      if (more == mesh_.size(kPp)) throw;  // it is not the number that it refuses
+void Pipeline::check(const Schedule& schedule) const {
+  check_legal(schedule);
+  const bool is_first = schedules_.empty();
+  if (!is_first && (schedule.num_ranks != shape_.num_ranks || schedule.num_chunks != shape_.num_chunks ||
+                    schedule.order != shape_.order)) {
+    throw ConfigError(
+        fmt::format("pipeline: schedule '{}' has {} stages on each rank for {} micro-batches and {} for "
+                    "others, or in another "
+                    "order: where stages lie can't depend on the number of micro-batches",
+                    schedule.name, schedule.num_chunks, schedule.num_micro_batches, shape_.num_chunks));
+  }
+  if (options_.split_refusal.empty()) return;
+  for (const std::vector<Action>& actions : schedule.actions) {
+    for (const Action& action : actions) {
+      if (action.kind == ActionKind::kBackwardWeight) {
+        throw ConfigError(fmt::format("pipeline: schedule '{}' splits backward passes, and {}", schedule.name,
+                                      options_.split_refusal));
+      }
     }
   }
 }
 
-int Pipeline::stage_of(int chunk) const { return schedules_.begin()->second.stage(rank(), chunk); }
+// One rank's numbers are everybody's: they are measured, and would cut another model on each rank.
+void Pipeline::check_part_seconds() {
+  std::vector<double>& seconds = options_.part_seconds;
+  if (seconds.size() != model_.blocks().size() + 2) {
+    throw ConfigError(
+        fmt::format("pipeline: to cut by time, seconds of the embedding, each of {} blocks and the head are "
+                    "needed, but there "
+                    "are {} numbers",
+                    model_.blocks().size(), seconds.size()));
+  }
+  mesh_.world().broadcast(buffer_of(seconds), 0);
+  for (const double each : seconds) {
+    if (!std::isfinite(each) || each < 0.0)
+      throw ConfigError(fmt::format("pipeline: to cut by time, seconds are needed, but one is {}", each));
+  }
+}
+
+std::int64_t Pipeline::micro_batches_for(std::int64_t wanted) {
+  std::string first_refusal;
+  for (std::int64_t more = 0; more <= mesh_.size(kPp); ++more) {
+    try {
+      static_cast<void>(make(wanted + more));
+    } catch (const ConfigError& error) {
+      if (more == 0) first_refusal = error.what();
+      continue;  // the generator does not take this number
+    }
+    static_cast<void>(schedule(wanted + more));
+    return wanted + more;
+  }
+  throw ConfigError(first_refusal);
+}
+
+int Pipeline::stage_of(int chunk) const { return shape_.stage(rank(), chunk); }
 
 const StageParts& Pipeline::parts_of(int chunk) const {
   return stages_.at(static_cast<std::size_t>(stage_of(chunk)));
 }
 
-int Pipeline::head_rank() const {
-  return schedules_.begin()->second.rank_of(static_cast<int>(stages_.size()) - 1);
-}
+int Pipeline::head_rank() const { return shape_.rank_of(static_cast<int>(stages_.size()) - 1); }
 
 std::vector<std::vector<nn::Module*>> Pipeline::own_modules() const {
   std::vector<std::vector<nn::Module*>> modules;
-  for (int chunk = 0; chunk < chunks_; ++chunk) modules.push_back(modules_of(model_, parts_of(chunk)));
+  for (int chunk = 0; chunk < shape_.num_chunks; ++chunk)
+    modules.push_back(modules_of(model_, parts_of(chunk)));
   return modules;
 }
 
@@ -106,9 +142,8 @@ int Pipeline::holder_of(const std::string& parameter) const {
 
 void Pipeline::find_shared_parameters() {
   std::vector<std::set<const void*>> held(static_cast<std::size_t>(mesh_.size(kPp)));
-  const Schedule& any = schedules_.begin()->second;
   for (std::size_t s = 0; s < stages_.size(); ++s) {
-    auto& here = held[static_cast<std::size_t>(any.rank_of(static_cast<int>(s)))];
+    auto& here = held[static_cast<std::size_t>(shape_.rank_of(static_cast<int>(s)))];
     for (const nn::Module* module : modules_of(model_, stages_[s])) {
       for (const Tensor& parameter : module->parameters()) here.insert(parameter.autograd_meta().get());
     }
@@ -118,6 +153,13 @@ void Pipeline::find_shared_parameters() {
     std::vector<int>& holders = holders_[name];
     for (int r = 0; r < mesh_.size(kPp); ++r) {
       if (held[static_cast<std::size_t>(r)].contains(parameter.autograd_meta().get())) holders.push_back(r);
+    }
+    if (holders.empty()) {
+      throw ConfigError(
+          fmt::format("pipeline: the parameter '{}' belongs to no stage: not to a block, nor to a module "
+                      "made before the first "
+                      "block (embedding) or behind the last (head); put it into one",
+                      name));
     }
     if (holders.size() < 2) continue;
     if (!sharers.empty() && sharers != holders) {
@@ -141,11 +183,14 @@ Layout Pipeline::hidden_layout(const Tensor& ids) const {
   return options_.sequence_parallel ? layout.with(kTp, AxisLayout::sharded(1)) : layout;
 }
 
-Tensor Pipeline::empty_hidden(const Tensor& ids) const {
+Shape Pipeline::hidden_shape(const Tensor& ids) const {
   const std::int64_t tokens =
       options_.sequence_parallel ? shard_size(ids.dim(1), mesh_.size(kTp), mesh_.index(kTp)) : ids.dim(1);
-  const DType dtype = model_.parameters().front().dtype();
-  return empty({ids.dim(0), tokens, model_.width()}, {.dtype = dtype, .device = ids.device()});
+  return {ids.dim(0), tokens, model_.width()};
+}
+
+Tensor Pipeline::empty_hidden(const Tensor& ids) const {
+  return empty(hidden_shape(ids), {.dtype = model_.parameters().front().dtype(), .device = ids.device()});
 }
 
 Tensor Pipeline::run_blocks(int chunk, Tensor x, const std::function<void()>& between, nn::KvCache* cache) {
@@ -160,9 +205,8 @@ Tensor Pipeline::run_blocks(int chunk, Tensor x, const std::function<void()>& be
 // --- Training ----------------------------------------------------------------------------------------------
 
 struct Pipeline::Pass {
-  Tensor input;            // a leaf, undefined in the first stage
-  Tensor output;           // the root of its graph
-  Tensor output_gradient;  // undefined in the last stage, whose root is the loss
+  Tensor input;   // a leaf, undefined in the first stage
+  Tensor output;  // the root of its graph
   DeferredGradients weights{};
 };
 
@@ -226,7 +270,13 @@ struct Pipeline::Run {
   }
 
   static Tensor take(std::map<Key, Tensor>& from, const Key& key) {
-    return std::move(from.extract(key).mapped());
+    auto node = from.extract(key);
+    if (node.empty()) {
+      throw ConfigError(
+          fmt::format("pipeline: stage {} has nothing of micro-batch {} that its schedule asks for",
+                      key.first, key.second));
+    }
+    return std::move(node.mapped());
   }
 
   void send(const Tensor& x, const Action& action) {
@@ -268,7 +318,7 @@ struct Pipeline::Run {
     if (parts.has_head) {
       pass.output = callbacks.loss(pipeline.model_.head(x), samples);
     } else {
-      check_layout(x, samples.ids);
+      check_output(x, samples.ids);
       pass.output = x;
       outputs[here] = x.detach();
     }
@@ -276,11 +326,18 @@ struct Pipeline::Run {
     passes.emplace(here, std::move(pass));
   }
 
-  void check_layout(const Tensor& x, const Tensor& ids) const {
-    const Layout expected = pipeline.hidden_layout(ids);
-    if (!RankContext::current().check_layouts || x.layout() == expected) return;
+  // What the next stage expects, which sees no more than bytes.
+  void check_output(const Tensor& x, const Tensor& ids) const {
+    const Shape shape = pipeline.hidden_shape(ids);
+    const DType dtype = pipeline.model_.parameters().front().dtype();
+    if (x.shape() != shape || x.dtype() != dtype) {
+      throw ShapeError(fmt::format("pipeline: hidden states must leave a stage as {} {}, but they are {}",
+                                   tessera::name(dtype), tessera::to_string(shape), describe(x)));
+    }
+    const Layout layout = pipeline.hidden_layout(ids);
+    if (!RankContext::current().check_layouts || x.layout() == layout) return;
     throw LayoutError(fmt::format("pipeline: hidden states must leave a stage as {}, but they are {} ({})",
-                                  to_string(expected), to_string(x.layout()), describe(x)));
+                                  tessera::to_string(layout), tessera::to_string(x.layout()), describe(x)));
   }
 
   [[nodiscard]] BackwardPass window(const Action& action, BackwardPass::Gradients gradients) {
@@ -315,27 +372,39 @@ struct Pipeline::Run {
 };
 
 void Pipeline::train(Zero& zero, std::span<const MicroBatch> micro_batches, const Callbacks& callbacks) {
-  Run{*this, zero, schedule(static_cast<std::int64_t>(micro_batches.size())), micro_batches, callbacks}.run();
+  refuse_if_broken();
+  const Schedule& steps = schedule(static_cast<std::int64_t>(micro_batches.size()));
+  broken_ = true;  // until all has ended well
+  Run{*this, zero, steps, micro_batches, callbacks}.run();
+  broken_ = false;
+}
+
+void Pipeline::refuse_if_broken() const {
+  if (!broken_) return;
+  throw CommError(
+      "pipeline: an exception ended a step, in other passes on other ranks, and messages of it may be under "
+      "way; "
+      "begin a new job from the last checkpoint");
 }
 
 // --- Without gradients -------------------------------------------------------------------------------------
 
 Tensor Pipeline::logits(Zero& zero, const Tensor& ids, bool last_position, nn::KvCache* cache) {
   const NoGrad no_grad;
-  const Schedule& any = schedules_.begin()->second;
+  refuse_if_broken();
   const std::int64_t first_position = cache == nullptr ? 0 : cache->length();
   const int num_stages = static_cast<int>(stages_.size());
   Tensor x;  // the output of the stage before, where it is here
   for (int stage = 0; stage < num_stages; ++stage) {
-    if (any.rank_of(stage) != rank()) continue;
-    const int chunk = any.chunk_of(stage);
+    if (shape_.rank_of(stage) != rank()) continue;
+    const int chunk = shape_.chunk_of(stage);
     const StageParts& parts = parts_of(chunk);
     zero.begin_forward(static_cast<std::size_t>(chunk));
     if (parts.embeds) {
       x = model_.embed(ids, first_position);
-    } else if (any.rank_of(stage - 1) != rank()) {
+    } else if (shape_.rank_of(stage - 1) != rank()) {
       x = empty_hidden(ids);
-      mesh_.group(kPp).recv(buffer_of(x), any.rank_of(stage - 1));
+      mesh_.group(kPp).recv(buffer_of(x), shape_.rank_of(stage - 1));
       x.set_layout(hidden_layout(ids));
     }
     x = run_blocks(chunk, x, nullptr, cache);
@@ -344,8 +413,8 @@ Tensor Pipeline::logits(Zero& zero, const Tensor& ids, bool last_position, nn::K
       x = model_.head(x);
     }
     zero.end_forward();
-    if (!parts.has_head && any.rank_of(stage + 1) != rank())
-      mesh_.group(kPp).send(const_buffer_of(x.contiguous()), any.rank_of(stage + 1));
+    if (!parts.has_head && shape_.rank_of(stage + 1) != rank())
+      mesh_.group(kPp).send(const_buffer_of(x.contiguous()), shape_.rank_of(stage + 1));
   }
   return has_head() ? x : Tensor();
 }

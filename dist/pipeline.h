@@ -35,25 +35,29 @@ struct PipelineOptions {
   std::function<Schedule(const PipelineSize&)> custom_schedule = nullptr;
   int chunks = 0;  ///< stages on each rank; 0: what the schedule has by itself
   PipelinePartition partition = PipelinePartition::kParameters;
-  std::vector<double> part_seconds =
-      {};                          ///< for kTime: of embedding, each block, head; the same on all ranks
-  bool sequence_parallel = false;  ///< hidden states are cut over tp, too
+  std::vector<double> part_seconds{};  ///< for kTime: of embedding, each block, head; rank 0's count
+  bool sequence_parallel = false;      ///< hidden states are cut over tp, too
+  std::string split_refusal{};         ///< why schedules that split backward are refused; empty: they are not
 };
 
 /// Moves    To the next stage b·T·D elements of activations a micro-batch, back as many of gradients, over
 ///          the group "pp"; between stages on one rank nothing. Where tp leaves hidden states whole, each tp
 ///          rank sends its copy to its peer; under sequence parallelism its piece.
 /// Memory   Of as many micro-batches as Schedule::most_live says.
-/// Values   Those of one rank: which stage computes does not change a bit, and gradients of a stage are added
-///          in the order of the micro-batches.
+/// Values   Those of one rank: a stage's gradients are added in the order of the micro-batches and have its
+///          bits. Sums over the whole model (the norm) and over both copies of a shared weight are taken in
+///          another order.
 /// Calling  All ranks of the pp group call everything here together. Model and mesh outlive it.
 class Pipeline {
  public:
-  /// Before the model has memory. A collective of the pp group where ranks share parameters.
-  /// Errors  ConfigError: fewer blocks than stages; no such schedule.
+  /// Before the model has memory. A collective of the world.
+  /// Errors  ConfigError: fewer blocks than stages; no such schedule; a parameter that belongs to neither
+  ///         embedding, blocks nor head.
   Pipeline(nn::LanguageModel& model, const Mesh& mesh, PipelineOptions options);
 
   /// The schedule of so many micro-batches, checked.
+  /// Errors  ConfigError: it is not legal, lays stages on ranks otherwise than for other numbers of
+  ///         micro-batches, or is refused.
   [[nodiscard]] const Schedule& schedule(std::int64_t num_micro_batches);
   /// The least number of micro-batches, not below `wanted`, that the schedule takes: interleaving asks for
   /// multiples of pp.
@@ -82,7 +86,12 @@ class Pipeline {
     std::function<Tensor(const Tensor& logits, const MicroBatch&)> loss;
   };
   /// Forward and backward passes of all micro-batches, in the order of the schedule.
+  /// Errors  What a pass throws. Ranks are in different passes then and messages are under way: every further
+  ///         call throws CommError, and the way on is a new job from a checkpoint.
   void train(Zero& zero, std::span<const MicroBatch> micro_batches, const Callbacks& callbacks);
+
+  /// CommError if an exception ended a step.
+  void refuse_if_broken() const;
 
   /// One forward pass through all stages, without gradients: the head's output (of the last position alone,
   /// if asked) on the ranks that have it, elsewhere undefined.
@@ -95,11 +104,14 @@ class Pipeline {
   struct Run;
 
   [[nodiscard]] Schedule make(std::int64_t num_micro_batches) const;
+  void check(const Schedule& schedule) const;
+  void check_part_seconds();
   [[nodiscard]] int rank() const { return mesh_.index(MeshAxis::kPp); }
   [[nodiscard]] int stage_of(int chunk) const;
   [[nodiscard]] const StageParts& parts_of(int chunk) const;
   void find_shared_parameters();
   [[nodiscard]] Layout hidden_layout(const Tensor& ids) const;
+  [[nodiscard]] Shape hidden_shape(const Tensor& ids) const;
   [[nodiscard]] Tensor empty_hidden(const Tensor& ids) const;
   [[nodiscard]] Tensor run_blocks(int chunk, Tensor x, const std::function<void()>& between,
                                   nn::KvCache* cache);
@@ -107,8 +119,8 @@ class Pipeline {
   nn::LanguageModel& model_;
   const Mesh& mesh_;
   PipelineOptions options_;
-  int chunks_ = 1;
-  StageOrder order_ = StageOrder::kLoop;
+  Schedule shape_;  // ranks, chunks and their order: the same for every number of micro-batches
+  bool broken_ = false;
   std::vector<StageParts> stages_;
   std::map<std::int64_t, Schedule> schedules_;  // by number of micro-batches
   std::map<std::string, std::vector<int>> holders_;

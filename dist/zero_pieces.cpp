@@ -40,7 +40,8 @@ std::string storage_name(const ZeroPlan& plan, const ZeroFlat& flat) {
 void materialise(nn::Module& model, FlatSet& set, const FillParameter& fill) {
   const NoGrad no_grad;
   std::unordered_set<std::string> parameter_names;
-  for (const ZeroParameter& parameter : set.plan.parameters) parameter_names.insert(parameter.record.name);
+  // Those of other ranks' stages, too: they stay on meta, and only buffers come whole.
+  for (const auto& [name, parameter] : model.named_parameters()) parameter_names.insert(name);
   model.materialize(cpu, [&](std::string_view path) { return !parameter_names.contains(std::string(path)); });
 
   const Spread spread = set.plan.placement.parameters;

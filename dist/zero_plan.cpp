@@ -51,6 +51,12 @@ bool ZeroPlan::is_used_in(const ZeroFlat& flat, std::size_t stage) const noexcep
   return std::ranges::any_of(flat.units, [&](std::size_t u) { return units[u].stage == stage; });
 }
 
+std::size_t ZeroPlan::stages_using(const ZeroFlat& flat) const noexcept {
+  std::size_t count = 0;
+  for (std::size_t stage = 0; stage < num_stages; ++stage) count += is_used_in(flat, stage) ? 1 : 0;
+  return count;
+}
+
 namespace {
 
 // Where nothing is cut over shard groups, all data ranks are one.
@@ -156,6 +162,11 @@ ZeroPlan plan_zero(nn::Module& model, const MeshShape& mesh, const ZeroOptions& 
 
   std::vector<UnitParameters> units;
   collect_units(model, options.stages, units);
+  if (!options.stages.empty()) {
+    std::vector<UnitParameters> all;
+    collect_units(model, {}, all);
+    plan.first_stage = all.empty() ? std::nullopt : stage_of(*all.front().module, options.stages);
+  }
   for (const auto& [module, stage, parameters] : units) {
     plan.units.push_back({.name = module->name(), .module = module, .stage = stage, .flats = {}});
   }

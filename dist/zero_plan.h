@@ -140,10 +140,14 @@ struct ZeroPlan {
   DataRanks ranks;
   MeshShape mesh;
   std::size_t num_stages = 1;
+  /// The stage with the model's first unit, whose input takes no gradient; none of this rank's.
+  std::optional<std::size_t> first_stage = 0;
   int num_sharing = 1;  ///< ranks that have shared parameters
   bool keep_full_gradients = false;
   std::int64_t persistence_threshold = 0;
 
+  /// How many of this rank's stages use the flat.
+  [[nodiscard]] std::size_t stages_using(const ZeroFlat& flat) const noexcept;
   /// Whether a pass through `stage` uses the flat.
   [[nodiscard]] bool is_used_in(const ZeroFlat& flat, std::size_t stage) const noexcept;
   /// The elements of the parameter within a slice of its flat, counted from the parameter's first; empty

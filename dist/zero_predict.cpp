@@ -40,14 +40,23 @@ class Ledger {
   std::vector<ZeroTraffic> rows_;
 };
 
+// Whether the backward pass goes through the unit: to a trainable one at or before it in its stage, or to the
+// input of a stage that is not the first.
+bool is_gathered_backward(const ZeroPlan& plan, std::size_t unit) {
+  const std::size_t stage = plan.units[unit].stage;
+  if (plan.first_stage != stage) return true;
+  for (std::size_t u = 0; u <= unit; ++u) {
+    const bool trainable =
+        std::ranges::any_of(plan.units[u].flats, [&plan](std::size_t f) { return plan.flats[f].trainable; });
+    if (plan.units[u].stage == stage && trainable) return true;
+  }
+  return false;
+}
+
 // Times that a flat is gathered in one micro-batch.
 std::int64_t gathers(const ZeroPlan& plan, const ZeroFlat& flat) {
-  const auto first_trainable = std::ranges::find_if(plan.units, [&plan](const ZeroUnit& unit) {
-    return std::ranges::any_of(unit.flats, [&plan](std::size_t f) { return plan.flats[f].trainable; });
-  });
-  const auto first = static_cast<std::size_t>(first_trainable - plan.units.begin());
   return static_cast<std::int64_t>(flat.units.size()) +
-         std::ranges::count_if(flat.units, [first](std::size_t u) { return u >= first; });
+         std::ranges::count_if(flat.units, [&plan](std::size_t u) { return is_gathered_backward(plan, u); });
 }
 
 }  // namespace
@@ -102,14 +111,16 @@ std::vector<ZeroTraffic> predict_traffic(const ZeroPlan& plan, const MeshShape::
     }
     if (!flat.trainable) continue;
     const DType dtype = flat.gradient_dtype;
+    // Where gradients are cut, a pass through a stage ends with the sum over ranks.
+    const std::int64_t passes = accumulation * static_cast<std::int64_t>(plan.stages_using(flat));
     if (optimizer == Spread::kWhole) {
       ledger.add(names.data, Collective::kAllReduce, flat.padded, dtype, inner * outer, data_rank, 1);
     } else {
       ledger.add(names.inner, Collective::kReduceScatter, slice, dtype, inner, p,
-                 gradients != Spread::kWhole && every_time ? accumulation : 1);
+                 gradients != Spread::kWhole && every_time ? passes : 1);
       if (optimizer == Spread::kAll) {
         ledger.add(names.outer, Collective::kReduceScatter, piece, dtype, outer, q,
-                   gradients == Spread::kAll && every_time ? accumulation : 1);
+                   gradients == Spread::kAll && every_time ? passes : 1);
         ledger.add(names.outer, Collective::kAllGather, piece, flat.dtype, outer, q, 1);
       } else {
         ledger.add(names.outer, Collective::kAllReduce, slice, dtype, outer, q, 1);

@@ -42,7 +42,7 @@ ZeroReduce::ZeroReduce(FlatSet& flats)
     const ZeroFlat& plan = set_.plan.flats[i];
     if (!plan.trainable) continue;
     order_.push_back(i);
-    flats_[i].stages_left = num_stages(plan);
+    flats_[i].stages_left = set_.plan.stages_using(plan);
     if (spread == Spread::kWhole) {
       ensure_buffer(i);
     } else {
@@ -102,13 +102,6 @@ void ZeroReduce::drop_buffer(std::size_t flat) {
 
 bool ZeroReduce::keeps_full() const {
   return set_.plan.keep_full_gradients && set_.plan.placement.gradients != Spread::kWhole;
-}
-
-std::size_t ZeroReduce::num_stages(const ZeroFlat& flat) const {
-  std::size_t count = 0;
-  for (std::size_t stage = 0; stage < set_.plan.num_stages; ++stage)
-    count += set_.plan.is_used_in(flat, stage) ? 1 : 0;
-  return count;
 }
 
 // A pass for inputs alone may complete gradients of some weights, whose operations have no other inputs: they
@@ -320,7 +313,7 @@ Tensor ZeroReduce::gradient_piece(std::size_t parameter, Range part) const {
 void ZeroReduce::zero() {
   stages_left_ = set_.plan.num_stages;
   for (const std::size_t flat : order_) {
-    flats_[flat].stages_left = num_stages(set_.plan.flats[flat]);
+    flats_[flat].stages_left = set_.plan.stages_using(set_.plan.flats[flat]);
     Tensor result = home(flat);
     result.zero();
     if (set_.plan.placement.gradients != Spread::kWhole) {

@@ -149,7 +149,6 @@ class ZeroReduce {
 
   [[nodiscard]] bool keeps_full() const;
   [[nodiscard]] bool is_due(std::size_t flat) const;
-  [[nodiscard]] std::size_t num_stages(const ZeroFlat& flat) const;
   [[nodiscard]] Buffer buffer(std::size_t flat, Range range) const;
   [[nodiscard]] const Tensor& home(std::size_t flat) const;
   [[nodiscard]] std::int64_t home_begin(std::size_t flat) const;

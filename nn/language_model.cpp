@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "autograd/checkpoint.h"
 #include "kernels/error.h"
 
@@ -32,22 +34,37 @@ void LanguageModel::check_ids(const Tensor& ids, std::int64_t first_position) co
   }
 }
 
-std::vector<Module*> LanguageModel::embedding_modules() const {
-  std::vector<Module*> modules;
-  for (const auto& [name, child] : children()) {
-    if (!blocks_.empty() && child == blocks_.front()) break;
-    modules.push_back(child);
+namespace {
+
+// The modules beside the blocks in their order: null stands for a block. A module that contains blocks is
+// what it contains.
+void collect_beside_blocks(const Module& module, std::vector<Module*>& parts) {
+  for (const auto& [name, child] : module.children()) {
+    const auto is_block = [](Module* each) { return dynamic_cast<Block*>(each) != nullptr; };
+    if (is_block(child)) {
+      parts.push_back(nullptr);
+    } else if (std::ranges::any_of(child->modules(), is_block)) {
+      collect_beside_blocks(*child, parts);
+    } else {
+      parts.push_back(child);
+    }
   }
-  return modules;
+}
+
+}  // namespace
+
+std::vector<Module*> LanguageModel::embedding_modules() const {
+  std::vector<Module*> parts;
+  collect_beside_blocks(*this, parts);
+  parts.erase(std::ranges::find(parts, nullptr), parts.end());
+  return parts;
 }
 
 std::vector<Module*> LanguageModel::head_modules() const {
-  std::vector<Module*> modules;
-  for (const auto& [name, child] : children()) {
-    modules.push_back(child);
-    if (!blocks_.empty() && child == blocks_.back()) modules.clear();
-  }
-  return modules;
+  std::vector<Module*> parts;
+  collect_beside_blocks(*this, parts);
+  const auto last_block = std::find(parts.rbegin(), parts.rend(), nullptr);
+  return {last_block.base(), parts.end()};
 }
 
 Tensor LanguageModel::run_block(std::int64_t i, const Tensor& x, LayerCache* cache) {

@@ -66,8 +66,8 @@ class LanguageModel : public Module {
   /// Last norm and output layer: [..., width] → [..., V].
   [[nodiscard]] virtual Tensor head(const Tensor& x) = 0;
   [[nodiscard]] const std::vector<Block*>& blocks() const noexcept { return blocks_; }
-  /// The modules that embed() and head() run: children that were made before the first block and after the
-  /// last. What several blocks use as well (tables of rotations) is among the former.
+  /// The modules that embed() and head() run: those that were made before the first block and after the
+  /// last, wherever in the tree. What several blocks use as well (tables of rotations) is among the former.
   [[nodiscard]] std::vector<Module*> embedding_modules() const;
   [[nodiscard]] std::vector<Module*> head_modules() const;
 

@@ -60,6 +60,9 @@ class ReshapedCut {
   [[nodiscard]] AxisLayout place() const {
     const Shape& from = x_.shape();
     const int d = cut_.dim();
+    // With 1 of several here, the shape may look as if nothing happened to it: the caller says what did.
+    const bool is_told = unknown_ >= 0 && from[d] == 1 && product(to_, unknown_) == product(from, d);
+    if (is_told && !cut_.is_merged()) return cut_.moved_to(unknown_);
     int same = 0;
     while (same < from.dims() && same < to_.dims() && from[same] == to_[same]) ++same;
     if (d < same) return cut_;
@@ -186,7 +189,8 @@ Tensor reshaped(const Tensor& x, const Shape& target, F&& new_place) {
 
 Tensor Tensor::reshape(const Shape& requested) const {
   const Shape target = resolve_minus_one(*this, requested);
-  if (target == shape()) return *this;
+  const bool is_told = index_of(requested, -1) >= 0 && !layout().is_invariant();  // which dimension is cut
+  if (target == shape() && !is_told) return *this;
   return reshaped(*this, target, [&](MeshAxis axis, const AxisLayout&) {
     return ReshapedCut(*this, axis, target, index_of(requested, -1)).place();
   });

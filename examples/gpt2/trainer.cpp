@@ -67,7 +67,7 @@ Trainer::Trainer(const TrainOptions& options, dist::Job& job, const data::TokenF
     : options_(options), job_(job), tokens_(tokens), config_(options.config) {
   config_.batch = with_default_batch(config_.batch);
   const dist::MeshShape shape = dist::resolve_mesh(config_, job.size());
-  const dist::BatchSizes batch = dist::resolve_batch_sizes(config_.batch, shape[MeshAxis::kDp]);
+  const dist::BatchSizes batch = dist::resolve_batch_sizes(config_.batch, shape);
   model_ = make_model(options, tokens);
   num_parameters_ = model_->num_parameters();
   plan_ = {.global_batch = batch.global,

@@ -257,6 +257,16 @@ INSTANTIATE_TEST_SUITE_P(
              },
              S(2)},
         Case{"a row of a cut vector", [] { return on_tp({8}, S(0)).reshape({1, -1}); }, S(1)},
+        Case{"one of several rows, packed into one",
+             [] {
+               return on_tp({1, 3, 4}, S(0)).reshape({1, -1, 4});
+             },
+             S(1)},
+        Case{"one of several rows, split elsewhere",
+             [] {
+               return on_tp({1, 3, 8}, S(0)).reshape({1, 3, -1, 4});
+             },
+             S(0)},
         Case{"a row of a cut vector, not said",
              [] {
                return on_tp({8}, S(0)).reshape({1, 8});
@@ -357,6 +367,8 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"gather by cut indices", [] { return gather(on_tp(kX, R), 1, ids({2, 2, 8}, S(1))); }, S(1)},
         Case{"gather of the first rows",
              [] { return gather(on_tp(kX, R), 2, ids({2, 2, 8}, S(1))); }, std::nullopt, "own_piece"},
+        Case{"gather by cut indices of what is cut elsewhere",
+             [] { return gather(on_tp(kX, S(0)), 1, ids({2, 2, 8}, S(1))); }, std::nullopt, "not whole"},
         Case{"gather by masked indices", [] { return gather(on_tp(kX, R), 1, ids({2, 2, 8}, P)); },
              std::nullopt, "all_reduce"},
         Case{"scatter_add of cut rows",

@@ -23,6 +23,9 @@ class Replicas {
   /// Calling   A collective of all ranks.
   void add(const CheckpointSources& sources);
 
+  /// A copy of one parameter, by whoever has it: stages on different ranks of a pipeline.
+  void add_copy(const std::string& parameter, const Tensor& whole) { add("the copy of " + parameter, whole); }
+
   /// "h.1.ln_2.weight: rank 1 holds other bits than rank 0", or "" where all agree. A collective.
   [[nodiscard]] std::string first_difference(Communicator& world) const;
 

@@ -12,6 +12,8 @@
 #include "dist/collectives.h"
 #include "dist/engine.h"
 #include "dist/optimizer_factory.h"
+#include "dist/pipeline.h"
+#include "dist/zero.h"
 #include "kernels/error.h"
 #include "kernels/random_key.h"
 #include "nn/model_factory.h"
@@ -151,6 +153,8 @@ Result train(const TrainingRun& run, Engine& engine) {
   for (std::int64_t step = engine.steps_done(); step < run.steps; ++step) {
     bool is_first = true;
     if (engine.pipeline() != nullptr) {  // has no single passes to spoil; tests/dist/pipeline_test.cpp does
+      if (run.mutant != Mutant::kNone || run.config.dtype == kF16)
+        throw Error("parity: nothing can be spoilt in the passes of a pipeline");
       add_step(engine.train_step(source, kGlobalBatch));
       continue;
     }
@@ -178,6 +182,12 @@ Result train(const TrainingRun& run, Engine& engine) {
   }
   take_masters(masters, run.config.dtype, result);
   replicas.add(sources);
+  if (engine.pipeline() != nullptr) {  // a checkpoint takes the first of two copies
+    for (const std::string& name : engine.pipeline()->shared_parameters()) {
+      const Tensor first = sources.model.get(name);
+      replicas.add_copy(name, engine.zero().has(name) ? engine.zero().whole(name) : first);
+    }
+  }
   if (const std::string difference = replicas.first_difference(world); !difference.empty())
     result.broken_replica = difference;
   if (!run.save_to.empty()) save_checkpoint(run.save_to, sources, world);
