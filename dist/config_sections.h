@@ -1,6 +1,6 @@
 #pragma once
 
-// The parts of Config::read, each in a source file of its own. Nobody else's business.
+// The parts of Config::read, each in a source file of its own. Private to dist/.
 
 #include <span>
 #include <string>

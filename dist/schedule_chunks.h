@@ -1,5 +1,7 @@
 #pragma once
 
+// What generators of schedules share. Private to dist/.
+
 #include <string_view>
 
 #include "dist/pipeline_schedule.h"

@@ -1,5 +1,5 @@
-// A folder includes only what stands below it, and third-party headers stay out of public headers. The rules
-// are checked on made-up trees first, then on the sources themselves.
+// A folder includes only what stands below it, third-party headers stay out of public headers, and tessera.h
+// has every public header. The rules are checked on made-up trees first, then on the sources themselves.
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -124,6 +124,31 @@ std::vector<std::string> third_party_errors(const Sources& sources) {
   return errors;
 }
 
+// What cmake/TesseraInstall.cmake leaves out: what devices and communicators are made of.
+bool is_installed(const std::string& path) {
+  static const std::regex left_out(R"(kernels/(cpu|meta)/.*|dist/(mpi_\w+|thread_board)\.h)");
+  return path.ends_with(".h") && kBelow.contains(folder_of(path)) && !std::regex_match(path, left_out);
+}
+
+// Installed headers that a program does not get with tessera.h, and that don't say "Private to ...".
+std::vector<std::string> public_headers_left_out(const Sources& sources) {
+  std::set<std::string> reached;
+  std::vector<std::string> next{"tessera.h"};
+  while (!next.empty()) {
+    const auto found = sources.find(next.back());
+    next.pop_back();
+    if (found == sources.end() || !reached.insert(found->first).second) continue;
+    for (const Include& include : includes(found->second)) next.push_back(include.path);
+  }
+  std::vector<std::string> errors;
+  for (const auto& [path, text] : sources) {
+    if (!is_installed(path) || reached.contains(path) || text.find("Private to ") != std::string::npos)
+      continue;
+    errors.push_back(path + ": tessera.h does not include it, and it does not say \"Private to ...\"");
+  }
+  return errors;
+}
+
 std::string joined(const std::vector<std::string>& lines) {
   return fmt::format("{}", fmt::join(lines, "\n"));
 }
@@ -161,6 +186,20 @@ TEST(LayeringRule, FindsThirdPartyHeadersThatLeakOut) {
   EXPECT_EQ(errors[0],
             "examples/main.cpp:1: private header \"dist/communicator.h\" (dist/communicator.h:2: includes "
             "dist/mpi_requests.h)");
+}
+
+TEST(PublicHeaderRule, FindsWhatTesseraDoesNotInclude) {
+  EXPECT_EQ(joined(public_headers_left_out({
+                {"tessera.h", "#include \"dist/engine.h\"\n"},
+                {"dist/engine.h", "#include \"dist/config.h\"\n"},
+                {"dist/config.h", "#include <string>\n"},
+                {"dist/zero.h", "#include \"dist/config.h\"\n"},
+                {"dist/zero_state.h", "// Private to dist/: what Zero is made of.\n"},
+                {"dist/mpi_requests.h", "#include <mpi.h>\n"},
+                {"kernels/cpu/loop.h", "\n"},
+                {"tests/dist/training.h", "\n"},
+            })),
+            "dist/zero.h: tessera.h does not include it, and it does not say \"Private to ...\"");
 }
 
 // --- The sources
@@ -214,6 +253,8 @@ TEST_F(SourceTree, EachFolderIncludesOnlyWhatStandsBelowIt) {
 TEST_F(SourceTree, ThirdPartyHeadersStayInSourcesAndPrivateHeaders) {
   EXPECT_EQ("", joined(third_party_errors(sources())));
 }
+
+TEST_F(SourceTree, TesseraHasEveryPublicHeader) { EXPECT_EQ("", joined(public_headers_left_out(sources()))); }
 
 // Kernels are below tensors: they see pointers and strides.
 TEST_F(SourceTree, KernelsNeverNameATensor) {
