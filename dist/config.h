@@ -130,15 +130,24 @@ struct Config {
   /// Reads its keys from `file`; a program that has keys of its own reads them too and then calls
   /// file.refuse_unknown().
   ///
-  /// Errors    ConfigError for a value out of range, for two keys that contradict each other, and for what
-  ///           Tessera does not do (yet), with the reason and what works instead.
+  /// Errors    ConfigError for a value out of range, for two spellings of one setting that differ, and for
+  ///           what Tessera does not do (yet), with the reason and what works instead. Settings that
+  ///           contradict each other are for `check`: the program may change some first.
   [[nodiscard]] static Config read(ConfigFile& file);
 };
 
+/// Every rule that is about more than one setting. resolve_mesh and Engine call it, so that a setting which
+/// flags or a program changed after a file was read is looked at as well.
+///
+/// Errors    ConfigError: hpZ with MiCS, or one of them at a stage that does not cut parameters; how blocks
+///           run again, where none do.
+void check(const Config& config);
+
 /// The mesh for this many ranks: dp is filled up where it was not given.
 ///
-/// Errors    ConfigError: the axes' product is not the number of ranks (the equation and the nearest meshes
-///           that work are shown); shard groups of hpZ or MiCS that do not divide the data ranks dp · cp.
+/// Errors    ConfigError: what `check` finds; the axes' product is not the number of ranks (the equation and
+///           the nearest meshes that work are shown); shard groups of hpZ or MiCS that do not divide the data
+///           ranks dp · cp.
 /// Example   "mesh": "tp=2" on 8 ranks  →  dp=4,tp=2
 [[nodiscard]] MeshShape resolve_mesh(const Config& config, int num_ranks);
 

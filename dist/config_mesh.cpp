@@ -90,6 +90,7 @@ void check_shard_group(const char* key, std::int64_t size, const MeshShape& mesh
 
 MeshShape resolve_mesh(const Config& config, int num_ranks) {
   if (num_ranks < 1) throw ConfigError(fmt::format("config: a job has 1 rank or more, got {}", num_ranks));
+  check(config);
   MeshShape mesh = config.mesh;
   const bool dp_given = config.dp_given || mesh[MeshAxis::kDp] > 1;
   std::int64_t product = 1;

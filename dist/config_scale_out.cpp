@@ -54,23 +54,6 @@ std::int64_t read_elements(ConfigFile& section, const char* key, std::int64_t ot
   return value;
 }
 
-void check_shard_groups(const ConfigFile& section, const Config::Zero& zero) {
-  if (zero.hpz_partition_size > 1 && zero.mics_shard_size > 0) {
-    section.refuse(
-        "zero_hpz_partition_size",
-        fmt::format("hpZ and MiCS both say over which ranks parameters are cut, and mics_shard_size "
-                    "is {}; leave one of them out",
-                    zero.mics_shard_size));
-  }
-  const char* needs = "cuts parameters, which stage {} does not; set stage to 3, or leave it out";
-  if (zero.hpz_partition_size > 1 && zero.stage != 3) {
-    section.refuse("zero_hpz_partition_size", "hpZ " + fmt::format(fmt::runtime(needs), zero.stage));
-  }
-  if (zero.mics_shard_size > 0 && zero.stage != 3) {
-    section.refuse("mics_shard_size", "MiCS " + fmt::format(fmt::runtime(needs), zero.stage));
-  }
-}
-
 void read_pipeline(ConfigFile& section, Config::Pipeline& pipeline) {
   static const std::vector<std::string> kSchedules = schedule_names();
   static const std::array<std::string, 3> kPartitions{"uniform", "parameters", "time"};
@@ -137,7 +120,6 @@ void read_zero(ConfigFile section, Config::Zero& zero) {
   zero.mics_shard_size = mics > 0 ? read_ranks(section, "mics_shard_size") : 0;
   if (mics < -1) section.refuse("mics_shard_size", "expected a number of ranks; 0 and -1 mean no MiCS");
   zero.keep_full_gradients = section.boolean("keep_full_gradients").value_or(false);
-  check_shard_groups(section, zero);
 }
 
 void read_recompute(ConfigFile& file, Config::Recompute& recompute) {
@@ -147,14 +129,12 @@ void read_recompute(ConfigFile& file, Config::Recompute& recompute) {
   recompute.cpu_checkpointing = section.boolean("cpu_checkpointing").value_or(false);
   recompute.number_checkpoints = section.integer("number_checkpoints").value_or(0);
   if (recompute.number_checkpoints < 0) section.refuse("number_checkpoints", "expected a number from 0");
-  const char* asks = recompute.partition_activations    ? "partition_activations"
-                     : recompute.cpu_checkpointing      ? "cpu_checkpointing"
-                     : recompute.number_checkpoints > 0 ? "number_checkpoints"
-                                                        : nullptr;
 
   const auto given = file.json("recompute");
   if (!given) {  // whoever says how blocks run again wants it
-    recompute.mode = asks != nullptr ? Mode::kFull : Mode::kNone;
+    const bool asked =
+        recompute.partition_activations || recompute.cpu_checkpointing || recompute.number_checkpoints > 0;
+    recompute.mode = asked ? Mode::kFull : Mode::kNone;
     return;
   }
   if (*given == "true" || *given == "false") {
@@ -164,11 +144,6 @@ void read_recompute(ConfigFile& file, Config::Recompute& recompute) {
     const std::string word = file.text("recompute").value();
     check_name("recompute", word, kModes);
     recompute.mode = word == "full" ? Mode::kFull : word == "selective" ? Mode::kSelective : Mode::kNone;
-  }
-  if (asks != nullptr && recompute.mode != Mode::kFull) {
-    section.refuse(asks, fmt::format("it is about blocks that run again, but \"recompute\" is "
-                                     "{}; \"full\" works, or leave one of them out",
-                                     *given));
   }
 }
 

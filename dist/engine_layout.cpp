@@ -20,6 +20,7 @@ constexpr MeshAxis kCp = MeshAxis::kCp, kTp = MeshAxis::kTp;
 
 void check_supported(const nn::LanguageModel& model, const Config& config, const Mesh& mesh,
                      std::int64_t seq) {
+  check(config);
   if (mesh.size(MeshAxis::kEp) > 1) {
     throw ConfigError(fmt::format("mesh {}: experts are not supported yet; give those ranks to dp",
                                   mesh.shape().to_string()));

@@ -65,15 +65,6 @@ TEST(ConfigMesh, RefusesContradictions) {
        R"({"zero_optimization": {"stage": 4}})",
        {"config.json: zero_optimization: 'stage' is 4", "0 (nothing is cut)", "3 (and parameters)"}},
       {"stage -1", R"({"zero_optimization": {"stage": -1}})", {"'stage' is -1"}},
-      {"hpZ and MiCS",
-       R"({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2, "mics_shard_size": 4}})",
-       {"'zero_hpz_partition_size' is 2", "hpZ and MiCS", "mics_shard_size is 4"}},
-      {"hpZ",
-       R"({"zero_optimization": {"stage": 2, "zero_hpz_partition_size": 2}})",
-       {"'zero_hpz_partition_size' is 2", "hpZ cuts parameters, which stage 2 does not", "set stage to 3"}},
-      {"MiCS",
-       R"({"zero_optimization": {"mics_shard_size": 2}})",
-       {"'mics_shard_size' is 2", "MiCS cuts parameters, which stage 0 does not"}},
       {"MiCS -2",
        R"({"zero_optimization": {"stage": 3, "mics_shard_size": -2}})",
        {"'mics_shard_size' is -2"}},
@@ -84,15 +75,6 @@ TEST(ConfigMesh, RefusesContradictions) {
        R"({"fp16": {"enabled": true}, "data_types": {"grad_accum_dtype": "fp16"}})",
        {"config.json: data_types: 'grad_accum_dtype' is \"fp16\"", "\"fp32\" works"}},
       {"unknown sums", R"({"data_types": {"grad_accum_dtype": "fp23"}})", {"did you mean 'fp32'?"}},
-      {"no recompute",
-       R"({"recompute": "none", "activation_checkpointing": {"partition_activations": true}})",
-       {"'partition_activations' is true", "\"recompute\" is \"none\"", "\"full\" works"}},
-      {"selective",
-       R"({"recompute": "selective", "activation_checkpointing": {"cpu_checkpointing": true}})",
-       {"'cpu_checkpointing' is true"}},
-      {"false",
-       R"({"recompute": false, "activation_checkpointing": {"number_checkpoints": 2}})",
-       {"'number_checkpoints' is 2", "\"recompute\" is false"}},
       {"checkpoints", R"({"activation_checkpointing": {"number_checkpoints": -1}})", {"a number from 0"}},
       {"recompute", R"({"recompute": "ful"})", {"recompute 'ful' is unknown; did you mean 'full'?"}},
       {"recompute type", R"({"recompute": 1})", {"'recompute' must be a string"}},
@@ -108,6 +90,48 @@ TEST(ConfigMesh, RefusesContradictions) {
       "activation_checkpointing": {"partition_activations": false}, "recompute": "none"})");
   EXPECT_EQ(off.zero.mics_shard_size, 0);
   EXPECT_EQ(off.grad_accum_dtype, kF32);
+}
+
+TEST(ConfigMesh, SettingsThatContradictEachOtherAreRefusedWhoeverMadeThem) {
+  struct Row {
+    const char* name;
+    const char* json;
+    std::vector<std::string> parts;
+  };
+  const Row rows[] = {
+      {"hpZ and MiCS",
+       R"({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2, "mics_shard_size": 4}})",
+       {"zero_optimization.zero_hpz_partition_size is 2", "hpZ and MiCS", "mics_shard_size is 4"}},
+      {"hpZ",
+       R"({"zero_optimization": {"stage": 2, "zero_hpz_partition_size": 2}})",
+       {"zero_hpz_partition_size is 2", "hpZ cuts parameters, which stage 2 does not", "set stage to 3"}},
+      {"MiCS",
+       R"({"zero_optimization": {"mics_shard_size": 2}})",
+       {"zero_optimization.mics_shard_size is 2", "MiCS cuts parameters, which stage 0 does not"}},
+      {"no recompute",
+       R"({"recompute": "none", "activation_checkpointing": {"partition_activations": true}})",
+       {"activation_checkpointing.partition_activations", "\"recompute\" is \"none\"", "\"full\" works"}},
+      {"selective",
+       R"({"recompute": "selective", "activation_checkpointing": {"cpu_checkpointing": true}})",
+       {"cpu_checkpointing", "\"recompute\" is \"selective\""}},
+      {"false",
+       R"({"recompute": false, "activation_checkpointing": {"number_checkpoints": 2}})",
+       {"number_checkpoints", "\"recompute\" is \"none\""}},
+  };
+  for (const Row& row : rows) {
+    SCOPED_TRACE(row.name);
+    const Config config = read(row.json);  // a flag may still change it
+    expect_parts(error_of([&] { check(config); }), row.parts);
+    expect_parts(error_of([&] { static_cast<void>(resolve_mesh(config, 8)); }), row.parts);
+  }
+  // What a flag does after the file was read: away from what works, and towards it.
+  Config lowered = read(R"({"zero_optimization": {"stage": 3, "mics_shard_size": 2}})");
+  EXPECT_NO_THROW(check(lowered));
+  lowered.zero.stage = 1;
+  expect_parts(error_of([&] { static_cast<void>(resolve_mesh(lowered, 8)); }), {"which stage 1 does not"});
+  Config raised = read(R"({"zero_optimization": {"stage": 1, "zero_hpz_partition_size": 2}})");
+  raised.zero.stage = 3;
+  EXPECT_NO_THROW(static_cast<void>(resolve_mesh(raised, 8)));
 }
 
 TEST(ConfigMesh, TurnsANumberOfRecomputedBlocksIntoTheirDistance) {

@@ -87,6 +87,16 @@ TEST_F(ProgramOptions, OfTheConfigFileMayHaveTheFlagsNames) {
   EXPECT_NE(outcome.out.find("step 1: validation loss"), std::string::npos) << outcome.out;
 }
 
+TEST_F(ProgramOptions, OfTheConfigFileAndFlagsMayNotContradictEachOther) {
+  write_file(folder_ / "run.json", R"({"zero_optimization": {"stage": 3, "mics_shard_size": 2}})");
+  const Outcome outcome = run(train("--config run.json --out run --ranks 2 --zero 1"));
+  EXPECT_EQ(outcome.status, 2) << outcome.all();
+  EXPECT_NE(outcome.err.find("mics_shard_size is 2, but MiCS cuts parameters, which stage 1 does not"),
+            std::string::npos)
+      << outcome.all();
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "run"));
+}
+
 TEST_F(ProgramOptions, ChooseAmongModels) {
   struct Case {
     const char* model;
