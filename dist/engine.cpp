@@ -199,7 +199,7 @@ void Engine::set_context(std::int64_t first_sample) const {
   context.sequence_length = seq_;
 }
 
-// What comes after a step, generation say, has whole sequences again.
+// What comes after a step, generation say, has other sequences, which are not cut over cp.
 void Engine::clear_context() {
   RankContext& context = RankContext::current();
   context.sample_offset = 0;

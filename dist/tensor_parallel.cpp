@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "autograd/grad_mode.h"
@@ -47,6 +48,20 @@ nn::ForwardHook on_first(std::function<Tensor(const Tensor&)> change) {
   return [change = std::move(change)](nn::Module&, std::span<Tensor> tensors) {
     tensors[0] = change(tensors[0]);
   };
+}
+
+// While a model runs on ids [B, T], RankContext::sequence_length is T: cut tensors don't tell how long their
+// sequences are. Where a sequence is cut over cp as well, ids are a part, and whoever cut them has said it.
+void tell_sequence_length(nn::Module& model) {
+  const auto before = std::make_shared<std::int64_t>(0);
+  model.add_forward_pre_hook([before](nn::Module&, std::span<Tensor> inputs) {
+    RankContext& context = RankContext::current();
+    *before = context.sequence_length;
+    const bool are_ids = !inputs.empty() && inputs[0].dims() == 2 && inputs[0].dtype() == kI64;
+    if (context.token_positions == nullptr && are_ids) context.sequence_length = inputs[0].dim(1);
+  });
+  model.add_forward_hook(
+      [before](nn::Module&, std::span<Tensor>) { RankContext::current().sequence_length = *before; });
 }
 
 // Which key/value head each of a rank's query heads reads, as few of them as attention can share evenly.
@@ -267,11 +282,13 @@ LaidOut lay_out(nn::Module& model, const Plan& plan, const Mesh& mesh, const Ten
   RankContext& context = RankContext::current();
   for (const MeshAxis axis : kMeshAxes)
     context.mesh[static_cast<std::size_t>(axis)] = {mesh.index(axis), mesh.size(axis)};
+  const bool sequence_parallel = options.sequence_parallel && mesh.size(kTp) > 1;
+  if (sequence_parallel) tell_sequence_length(model);
   for (const PlanRow& row : plan) work.apply(row);
   LaidOut result;
   result.layouts_ = work.layouts();
   result.placements_ = work.take_places();
-  result.sequence_parallel_ = options.sequence_parallel && mesh.size(kTp) > 1;
+  result.sequence_parallel_ = sequence_parallel;
   return result;
 }
 

@@ -102,6 +102,8 @@ void materialize(nn::Module& model, const LaidOut& laid_out);
 /// only. Tells this rank's RankContext its place on every axis.
 ///
 /// Calling   On the model on meta, before it is materialised (Placement::fill_initial gives the values).
+///           Under sequence parallelism a model that is called with ids [B, T] takes T from them; who calls
+///           parts of it by themselves, or cuts sequences over cp as well, sets RankContext::sequence_length.
 /// Errors    ConfigError for a pattern that matches no module (the nearest is named), a module of another
 ///           type than the role needs, fewer heads or rows than ranks where none may be empty; DeviceError
 ///           for a model that has memory.

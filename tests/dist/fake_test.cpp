@@ -73,7 +73,6 @@ std::string loss_layout(const char* model_spec, const char* mesh_text, bool sequ
   static_cast<void>(lay_out(*model,
                             plan != nullptr ? *plan : tensor_parallel_plan(*model, mesh.size(MeshAxis::kTp)),
                             mesh, {.sequence_parallel = sequence_parallel}));
-  context.sequence_length = 64;
   Layout layout;
   if (mesh.size(MeshAxis::kDp) > 1) layout = layout.with(MeshAxis::kDp, AxisLayout::sharded(0));
   Tensor ids = empty({2, 64}, {.dtype = kI64, .device = meta}), targets = empty_like(ids);

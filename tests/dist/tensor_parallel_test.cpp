@@ -115,7 +115,6 @@ TEST_P(TensorParallelModel, HasTheLossAndGradientsOfTheWholeModel) {
     context.seed = 17;
     context.step = 4;
     context.sample_offset = 5;
-    context.sequence_length = kTime;
     const Mesh mesh(tp_mesh(job.size()), job.shared_world());
     const auto model = on_meta(c.model);
     const LaidOut laid_out = lay_out(*model, tensor_parallel_plan(*model, job.size()), mesh,
@@ -132,6 +131,7 @@ TEST_P(TensorParallelModel, HasTheLossAndGradientsOfTheWholeModel) {
     const Tensor loss = vocab_parallel_cross_entropy(model->logits(ids), targets, kVocab, mesh, kTp,
                                                      {.reduction = Reduction::kSum});
     EXPECT_NEAR(loss.item(), expected.loss, kRounding * std::abs(expected.loss));
+    EXPECT_EQ(context.sequence_length, 0) << "what the model was told by its ids is over";
     loss.backward();
     for (const auto& [name, tensor] : model->named_parameters()) {
       Tensor gradient = tensor.grad();
@@ -147,10 +147,9 @@ TEST_P(TensorParallelModel, HasTheLossAndGradientsOfTheWholeModel) {
 // --- Bytes -------------------------------------------------------------------------------------------------
 
 // Of one pass over a GPT-2 of L blocks: each rank sends 2(t−1)/t of [B, T, D] for an all-reduce.
-TEST(TensorParallelBytes, AreFourAllReducesABlockAndThreeOutside) {
+TEST(TensorParallelBytes, AreFourAllReducesABlockAndTwoOutside) {
   for (const bool sequence_parallel : {false, true}) {
     run_thread_ranks(2, [&](Job& job) {
-      RankContext::current().sequence_length = kTime;
       const Mesh mesh(tp_mesh(2), job.shared_world());
       const auto model = on_meta(kGpt2);
       const LaidOut laid_out =
@@ -262,7 +261,6 @@ INSTANTIATE_TEST_SUITE_P(
 TEST_P(WrongTensorParallelPlan, IsRefusedOnTheFirstPass) {
   const WrongPlan& c = GetParam();
   run_thread_ranks(2, [&](Job& job) {
-    RankContext::current().sequence_length = kTime;
     const Mesh mesh(tp_mesh(2), job.shared_world());
     const auto model = on_meta("layers=1,heads=2,width=8,context=10");
     Plan plan = tensor_parallel_plan(*model, 2);
