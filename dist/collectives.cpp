@@ -227,14 +227,6 @@ void refuse_laid_out(const char* operation, const Tensor& x) {
       operation, describe(x), to_string(x.layout())));
 }
 
-std::int64_t shard_size(std::int64_t size, int num_ranks, int rank) noexcept {
-  return size / num_ranks + (rank < size % num_ranks ? 1 : 0);
-}
-
-std::int64_t shard_begin(std::int64_t size, int num_ranks, int rank) noexcept {
-  return size / num_ranks * rank + std::min<std::int64_t>(rank, size % num_ranks);
-}
-
 // --- Over a group ------------------------------------------------------------------------------------------
 
 Tensor all_gather(const Tensor& x, int dim, Communicator& group, std::int64_t size) {

@@ -29,7 +29,7 @@
 //           counted.
 // Errors    Before any traffic: ShapeError as stated, IndexError for a dimension that is not there,
 //           DeviceError on meta.
-// Letters   R ranks, n size of dimension d over all ranks.
+// Letters   R ranks, n size of dimension d over all ranks; shard_size, shard_begin: see tensor/shape.h.
 
 #include <cstdint>
 
@@ -47,12 +47,6 @@ namespace tessera::dist {
 /// LayoutError unless x is I on every axis: for what moves elements within a group and does not know which
 /// axis of a mesh that is.
 void refuse_laid_out(const char* operation, const Tensor& x);
-
-/// Elements of rank `rank`'s piece when `size` of them are cut into `num_ranks`: ⌊size/R⌋, one more for the
-/// first size mod R.
-[[nodiscard]] std::int64_t shard_size(std::int64_t size, int num_ranks, int rank) noexcept;
-/// The first of them.
-[[nodiscard]] std::int64_t shard_begin(std::int64_t size, int num_ranks, int rank) noexcept;
 
 /// S(d) → R: the pieces of all ranks, joined along dimension `dim`.
 ///

@@ -16,6 +16,7 @@
 #include "nn/embedding.h"
 #include "nn/linear.h"
 #include "nn/multi_head_attention.h"
+#include "nn/token_positions.h"
 #include "optim/parameter_groups.h"
 #include "tensor/context.h"
 #include "tensor/create.h"
@@ -28,16 +29,10 @@ constexpr int kTokenDim = 1;  // of [B, T, D]
 
 // --- Doors: what happens to activations --------------------------------------------------------------------
 
-// Tokens of a sequence that this rank and its tp peers hold together; −1 if nobody said.
-std::int64_t tokens_before_cut() {
-  const RankContext& context = RankContext::current();
-  if (context.token_positions != nullptr) return static_cast<std::int64_t>(context.token_positions->size());
-  return context.sequence_length == 0 ? -1 : context.sequence_length;
-}
-
 Tensor enter(const Tensor& x, const Mesh& mesh, bool sequence_parallel) {
-  return sequence_parallel ? all_gather(x, kTokenDim, mesh, kTp, tokens_before_cut())
-                           : copy_to_ranks(x, mesh, kTp);
+  if (!sequence_parallel) return copy_to_ranks(x, mesh, kTp);
+  const std::int64_t tokens = nn::tokens_of_tp_peers();
+  return all_gather(x, kTokenDim, mesh, kTp, tokens == 0 ? -1 : tokens);
 }
 
 Tensor leave(const Tensor& partial, const Mesh& mesh, bool sequence_parallel) {

@@ -19,9 +19,7 @@ bool is_cut_along_tokens(const AxisLayout& on_axis) { return on_axis.is_sharded(
 bool is_cut_on_tp(const Tensor& x) {
   const RankContext& context = RankContext::current();
   if (context.check_layouts) return is_cut_along_tokens(x.layout()[MeshAxis::kTp]);
-  const std::int64_t tokens = context.token_positions != nullptr
-                                  ? static_cast<std::int64_t>(context.token_positions->size())
-                                  : context.sequence_length;
+  const std::int64_t tokens = tokens_of_tp_peers();
   return context.place(MeshAxis::kTp).size > 1 && tokens != 0 && x.dim(1) != tokens;
 }
 
@@ -49,13 +47,17 @@ std::vector<std::int64_t> count_from(std::int64_t first, std::int64_t count) {
 std::vector<std::int64_t> piece(const std::vector<std::int64_t>& all) {
   const MeshPlace place = RankContext::current().place(MeshAxis::kTp);
   const auto count = static_cast<std::int64_t>(all.size());
-  const std::int64_t size = count / place.size, longer = count % place.size;
-  const std::int64_t begin = place.index * size + std::min<std::int64_t>(place.index, longer);
-  const auto first = all.begin() + begin;
-  return {first, first + size + (place.index < longer ? 1 : 0)};
+  const auto first = all.begin() + shard_begin(count, place.size, place.index);
+  return {first, first + shard_size(count, place.size, place.index)};
 }
 
 }  // namespace
+
+std::int64_t tokens_of_tp_peers() {
+  const RankContext& context = RankContext::current();
+  if (context.token_positions != nullptr) return static_cast<std::int64_t>(context.token_positions->size());
+  return context.sequence_length;
+}
 
 bool holds_part_of_tokens(const Tensor& x) {
   refuse_unknown_cuts(x);

@@ -12,6 +12,10 @@
 
 namespace tessera::nn {
 
+/// Tokens of a sequence that this rank and its tp peers hold together, cut over them or not; 0 if nobody
+/// said.
+[[nodiscard]] std::int64_t tokens_of_tp_peers();
+
 /// True if x [B, T, ...] does not hold whole sequences.
 [[nodiscard]] bool holds_part_of_tokens(const Tensor& x);
 

@@ -68,4 +68,12 @@ Strides contiguous_strides(const Shape& shape) {
   return strides;
 }
 
+std::int64_t shard_size(std::int64_t size, int num_ranks, int rank) noexcept {
+  return size / num_ranks + (rank < size % num_ranks ? 1 : 0);
+}
+
+std::int64_t shard_begin(std::int64_t size, int num_ranks, int rank) noexcept {
+  return size / num_ranks * rank + std::min<std::int64_t>(rank, size % num_ranks);
+}
+
 }  // namespace tessera

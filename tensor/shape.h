@@ -54,6 +54,12 @@ class Shape {
   int dims_ = 0;
 };
 
+/// Elements of piece `rank` when `size` of them are cut into `num_ranks`: ⌊size/R⌋, one more for the first
+/// size mod R. What Tensor::chunk cuts, and every S(d) on a mesh.
+[[nodiscard]] std::int64_t shard_size(std::int64_t size, int num_ranks, int rank) noexcept;
+/// The first of them.
+[[nodiscard]] std::int64_t shard_begin(std::int64_t size, int num_ranks, int rank) noexcept;
+
 /// Steps, in elements, from one index of a dimension to the next.
 using Strides = Shape;
 

@@ -358,11 +358,9 @@ std::vector<Tensor> Tensor::chunk(int n, int d) const {
   if (n < 1) throw ShapeError(fmt::format("chunk: the number of chunks must be positive, but it is {}", n));
   const std::int64_t size = dim(d);
   std::vector<Tensor> chunks;
-  std::int64_t begin = 0;
   for (int i = 0; i < n; ++i) {
-    const std::int64_t length = size / n + (i < size % n ? 1 : 0);
-    chunks.push_back(slice(d, begin, begin + length));
-    begin += length;
+    const std::int64_t begin = shard_begin(size, n, i);
+    chunks.push_back(slice(d, begin, begin + shard_size(size, n, i)));
   }
   return chunks;
 }

@@ -90,7 +90,7 @@ void attend_together(dist::Job& job, const Options& options) {
   Report report;
   report.memory = static_cast<double>(pool.report().total.peak);
   report.sent = static_cast<double>(job.tape().total_sent_bytes());
-  const std::int64_t heads = dist::shard_size(options.heads, job.size(), job.rank());
+  const std::int64_t heads = shard_size(options.heads, job.size(), job.rank());
   if (options.ulysses) {  // some heads of all pairs, counted as pairs of all heads
     report.pairs = 0.5 * static_cast<double>(options.tokens * (options.tokens + 1) * heads / options.heads);
   } else {
