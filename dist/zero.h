@@ -63,10 +63,11 @@ struct BackwardPass {
 ///           that the schedule does not hold must be used by all ranks.
 /// Prefetch  From the second step on gathers of the next units are under way while one computes, within
 ///           ZeroOptions::prefetch_elements and max_live_parameters.
-/// Gradients Sums over the data ranks, never means; f32 for 16-bit parameters. A flat is reduced when its
-///           last gradient is complete, while the backward pass goes on, in the same order on all ranks. A
-///           parameter that no rank used has gradient 0. Parameters whose layout is R on a further axis are
-///           summed over that axis too. grad() of the model's own parameters is the local one, if any.
+/// Gradients Sums over the data ranks (dp and cp, whatever a layout says of these), never means; f32 for
+///           16-bit parameters. A flat is reduced when its last gradient is complete, while the backward pass
+///           goes on, in the same order on all ranks. A parameter that no rank used has gradient 0, so weight
+///           decay shrinks it. Parameters whose layout is R on a further axis are summed over that axis too.
+///           grad() of the model's own parameters is the local one, if any.
 /// Frozen    Parameters that require no gradient are cut where parameters are, and have no piece.
 /// Evaluation Forward passes under NoGrad gather and release as well: all ranks run them together.
 /// Memory    Parameters and gradients between steps as predict_memory() says, to the byte.

@@ -109,8 +109,9 @@ struct ZeroParameter {
 struct ZeroFlat {
   std::vector<std::size_t> parameters;
   std::vector<std::size_t> units;
-  std::vector<MeshAxis> sum_axes;  ///< besides the data ranks: those on which the layout is R
-  bool is_shared = false;          ///< ZeroOptions::shared_parameters
+  /// Axes besides dp and cp on which the layout is R. Over these two gradients are always summed.
+  std::vector<MeshAxis> sum_axes;
+  bool is_shared = false;  ///< ZeroOptions::shared_parameters
   DType dtype = kF32;
   DType gradient_dtype = kF32;
   bool trainable = true;
