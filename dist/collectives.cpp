@@ -14,12 +14,6 @@
 namespace tessera::dist {
 namespace {
 
-void check_device(const char* operation, const Tensor& x, const Communicator& group) {
-  if (x.device() == cpu || !group.moves_data()) return;
-  throw DeviceError(fmt::format("{}: {} is on {}; only tensors with data can be sent", operation, describe(x),
-                                to_string(x.device())));
-}
-
 // `dim` counted from the front.
 int check(const char* operation, const Tensor& x, int dim, const Communicator& group) {
   check_device(operation, x, group);
@@ -217,6 +211,12 @@ ConstBuffer const_buffer_of(const Tensor& x) { return {x.view().data, x.num_elem
 Buffer buffer_of(Tensor& x) {
   const kernels::View view = x.mutable_view();
   return {view.data, view.num_elements(), view.dtype};
+}
+
+void check_device(const char* operation, const Tensor& x, const Communicator& group) {
+  if (x.device() == cpu || (x.device() == meta && !group.moves_data())) return;
+  throw DeviceError(fmt::format("{}: {} is on {}; only tensors with data can be sent", operation, describe(x),
+                                to_string(x.device())));
 }
 
 void refuse_laid_out(const char* operation, const Tensor& x) {

@@ -28,7 +28,7 @@
 // Bytes     As in Communicator, of pieces of ⌈n/R⌉ along d: where R does not divide, padding travels and is
 //           counted.
 // Errors    Before any traffic: ShapeError as stated, IndexError for a dimension that is not there,
-//           DeviceError on meta.
+//           DeviceError on meta, unless the communicator moves no data (the fake one).
 // Letters   R ranks, n size of dimension d over all ranks; shard_size, shard_begin: see tensor/shape.h.
 
 #include <cstdint>
@@ -43,6 +43,10 @@ namespace tessera::dist {
 [[nodiscard]] ConstBuffer const_buffer_of(const Tensor& x);
 /// The same to be written; counts as a change in place.
 [[nodiscard]] Buffer buffer_of(Tensor& x);
+
+/// DeviceError unless `group` can send x: it lies in this machine's memory, or, on meta, the group's
+/// communicator moves no data.
+void check_device(const char* operation, const Tensor& x, const Communicator& group);
 
 /// LayoutError unless x is I on every axis: for what moves elements within a group and does not know which
 /// axis of a mesh that is.

@@ -23,10 +23,13 @@ namespace tessera::dist {
 namespace {
 
 using tessera::detail::attention_options;
-using tessera::detail::check_attention;
 using tessera::detail::with_unit_stride;
 
-constexpr int kKeysAndValues = 1, kTheirGradients = 2;  // tags
+// Tags, because in the backward pass neighbours do not send and receive in one order. A rank sends gradients
+// at the end of step s, then the next keys at the beginning of step s + 1; its receiver posts its buffers at
+// the beginning of its own step s + 1, those for keys first. From 4 ranks on both happen in one step, and
+// without tags gradients would land in the buffer for keys.
+constexpr int kKeysAndValues = 1, kTheirGradients = 2;
 
 // A call on one rank: what both passes need besides tensors.
 struct Ring {
@@ -263,27 +266,7 @@ Gradients backward(const Ring& ring, const Operands& at, const Tensor& k, const 
   return {own.dq.to(k.dtype()), own.dk.to(k.dtype()), own.dv.to(k.dtype())};
 }
 
-// --- Checks ------------------------------------------------------------------------------------------------
-
-void check(const Tensor& q, const Tensor& k, const Tensor& v, const Communicator& group,
-           const SequenceCut& cut) {
-  if (cut.num_ranks() != group.size()) {
-    throw ShapeError(
-        fmt::format("ring_attention: the sequence is cut over {} ranks, but the group '{}' has {}",
-                    cut.num_ranks(), group.name(), group.size()));
-  }
-  check_attention("ring_attention", q, k, v);
-  const std::int64_t tokens = cut.size(group.rank());
-  if (q.dim(1) != tokens || k.dim(1) != tokens) {
-    throw ShapeError(fmt::format(
-        "ring_attention: of {} tokens over {} ranks rank {} has {}, but q is {} and k {}", cut.length(),
-        group.size(), group.rank(), tokens, to_string(q.shape()), to_string(k.shape())));
-  }
-  if (q.device() != cpu) {
-    throw DeviceError(
-        fmt::format("ring_attention: q is on {}; only tensors with data can be sent", to_string(q.device())));
-  }
-}
+// --- The whole ---------------------------------------------------------------------------------------------
 
 // A rank's own elements, of which it may take slices.
 Tensor plain(const Tensor& x) { return with_unit_stride(x.detach().set_layout({})); }
@@ -309,7 +292,7 @@ Tensor over_group(const Tensor& q, const Tensor& k, const Tensor& v, const Atten
 
 Tensor ring_attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionConfig& config,
                       Communicator& group, const SequenceCut& cut) {
-  check(q, k, v, group, cut);
+  cut.check("ring_attention", q, k, v, group);
   if (group.size() == 1) return attention(q, k, v, config);
   for (const Tensor* x : {&q, &k, &v}) refuse_laid_out("ring_attention", *x);
   return over_group(q, k, v, config, group, cut, {});
@@ -318,7 +301,7 @@ Tensor ring_attention(const Tensor& q, const Tensor& k, const Tensor& v, const A
 Tensor ring_attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionConfig& config,
                       const Mesh& mesh, MeshAxis axis, const SequenceCut& cut) {
   Communicator& group = mesh.group(axis);
-  check(q, k, v, group, cut);
+  cut.check("ring_attention", q, k, v, group);
   if (group.size() == 1) return attention(q, k, v, config);
   return over_group(q, k, v, config, group, cut, cut.layout_of_attention("ring_attention", q, k, v, axis));
 }

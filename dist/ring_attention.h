@@ -27,8 +27,8 @@ namespace tessera::dist {
 ///           (R − 1)·P where R divides. Backward: the same and, in f32 (f64), Σ P − P(r) of gradients.
 /// Rounding  16-bit results are merged, and gradients summed, in f32, but each block's part of them has been
 ///           rounded to 16 bits before.
-/// Errors    ShapeError if q, k and v do not fit each other or the cut, DeviceError on meta: before any
-///           traffic.
+/// Errors    ShapeError if q, k and v do not fit each other or the cut, DeviceError as for collectives:
+///           before any traffic.
 [[nodiscard]] Tensor ring_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                     const AttentionConfig& config, Communicator& group,
                                     const SequenceCut& cut);

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "autograd/attention.h"
 #include "autograd/indexing.h"
 #include "autograd/layout_rules.h"
 #include "dist/collectives.h"
@@ -11,7 +12,7 @@
 namespace tessera::dist {
 namespace {
 
-void check(std::int64_t length, int num_ranks) {
+void check_size(std::int64_t length, int num_ranks) {
   if (length >= 0 && num_ranks >= 1) return;
   throw ConfigError(fmt::format("sequence cut: {} tokens can't be cut over {} ranks", length, num_ranks));
 }
@@ -19,12 +20,12 @@ void check(std::int64_t length, int num_ranks) {
 }  // namespace
 
 SequenceCut SequenceCut::balanced(std::int64_t length, int num_ranks) {
-  check(length, num_ranks);
+  check_size(length, num_ranks);
   return {length, num_ranks, true};
 }
 
 SequenceCut SequenceCut::contiguous(std::int64_t length, int num_ranks) {
-  check(length, num_ranks);
+  check_size(length, num_ranks);
   return {length, num_ranks, false};
 }
 
@@ -65,6 +66,22 @@ Tensor SequenceCut::take(const Tensor& whole, int dim, int rank) const {
   }
   if (parts.empty()) return whole.slice(dim, 0, 0);
   return parts.size() == 1 ? parts.front() : concat(parts, dim);
+}
+
+void SequenceCut::check(const char* operation, const Tensor& q, const Tensor& k, const Tensor& v,
+                        const Communicator& group) const {
+  if (num_ranks_ != group.size()) {
+    throw ShapeError(fmt::format("{}: the sequence is cut over {} ranks, but the group '{}' has {}",
+                                 operation, num_ranks_, group.name(), group.size()));
+  }
+  tessera::detail::check_attention(operation, q, k, v);
+  const std::int64_t tokens = size(group.rank());
+  if (q.dim(1) != tokens || k.dim(1) != tokens) {
+    throw ShapeError(fmt::format("{}: of {} tokens over {} ranks rank {} has {}, but q is {} and k {}",
+                                 operation, length_, num_ranks_, group.rank(), tokens, to_string(q.shape()),
+                                 to_string(k.shape())));
+  }
+  check_device(operation, q, group);
 }
 
 Layout SequenceCut::layout_of_attention(const char* operation, const Tensor& q, const Tensor& k,

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "dist/communicator.h"
 #include "tensor/tensor.h"
 
 namespace tessera::dist {
@@ -49,6 +50,11 @@ class SequenceCut {
     return AxisLayout::sharded(dim,
                                is_balanced_ ? AxisLayout::Order::kBalanced : AxisLayout::Order::kInOrder);
   }
+  /// For attention over the ranks of `group`, before any traffic: ShapeError if the cut is over another
+  /// number of ranks, or q, k and v do not fit each other or this rank's tokens; DeviceError as for
+  /// collectives.
+  void check(const char* operation, const Tensor& q, const Tensor& k, const Tensor& v,
+             const Communicator& group) const;
   /// The layout of attention(q, k, v) along `axis` by something that brings the pieces together; {} where
   /// layouts are not checked. LayoutError unless all three are layout(1) there, and on other axes what
   /// `attention` takes.

@@ -13,18 +13,7 @@ namespace {
 
 void check(const Tensor& q, const Tensor& k, const Tensor& v, const Communicator& group,
            const SequenceCut& cut) {
-  if (cut.num_ranks() != group.size()) {
-    throw ShapeError(
-        fmt::format("ulysses_attention: the sequence is cut over {} ranks, but the group '{}' has {}",
-                    cut.num_ranks(), group.name(), group.size()));
-  }
-  tessera::detail::check_attention("ulysses_attention", q, k, v);
-  const std::int64_t tokens = cut.size(group.rank());
-  if (q.dim(1) != tokens || k.dim(1) != tokens) {
-    throw ShapeError(fmt::format(
-        "ulysses_attention: of {} tokens over {} ranks rank {} has {}, but q is {} and k {}", cut.length(),
-        group.size(), group.rank(), tokens, to_string(q.shape()), to_string(k.shape())));
-  }
+  cut.check("ulysses_attention", q, k, v, group);
   if (cut.is_balanced() && group.size() > 1) {
     throw ConfigError(
         "ulysses_attention: the exchange joins pieces in rank order, and a balanced cut is in another: use "

@@ -23,7 +23,8 @@ namespace tessera::dist {
 /// Bytes     4 all-to-alls forward and 4 backward; to each peer ⌈T/R⌉·⌈H/R⌉·B·K elements of q and of o, and
 ///           the same with key_head_copies·G heads of k and of v.
 /// Errors    ShapeError if q, k and v do not fit each other or the cut; ConfigError if the cut is balanced:
-///           pieces that follow each other in rank order are what the exchange joins. Before any traffic.
+///           pieces that follow each other in rank order are what the exchange joins; DeviceError as for
+///           collectives. Before any traffic.
 [[nodiscard]] Tensor ulysses_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                        const AttentionConfig& config, Communicator& group,
                                        const SequenceCut& cut);
