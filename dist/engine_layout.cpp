@@ -98,7 +98,7 @@ void set_recomputation(nn::LanguageModel& model, const Config& config, const Mes
       static_cast<int>(config.recompute.every(static_cast<std::int64_t>(model.blocks().size())));
   // Under sequence parallelism a block's input is cut over tp already.
   if (config.recompute.partition_activations && mesh.size(kTp) > 1 && !config.sequence_parallel)
-    recompute.saved_inputs = partitioned_over(mesh.group(kTp));
+    recompute.saved_inputs = partitioned_over(mesh, kTp);
   if (config.recompute.cpu_checkpointing)
     recompute.saved_inputs = kept_in_host_memory(recompute.saved_inputs);
   model.set_recompute(recompute);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "dist/collectives.h"
 #include "kernels/error.h"
 #include "tensor/context.h"
 #include "tensor/create.h"
@@ -15,24 +16,21 @@ std::int64_t part_size(std::int64_t num_elements, const Communicator& group) {
   return (num_elements + group.size() - 1) / group.size();
 }
 
-// Whether the ranks of the group hold the same elements.
-bool is_whole(const Layout& layout, const Communicator& group) {
-  const AxisLayout on_tp = layout[MeshAxis::kTp];
-  if (on_tp.is_partial()) {
+// Whether the ranks along the axis hold the same elements.
+bool is_whole(const Layout& layout, const Mesh& mesh, MeshAxis axis) {
+  const AxisLayout on_axis = layout[axis];
+  if (on_axis.is_partial()) {
     throw LayoutError(
         fmt::format("partitioned activations: the input of a recomputed function is {}, a partial sum over "
                     "the ranks of '{}', which each hold another part of: dist::all_reduce it before",
-                    to_string(layout), group.name()));
+                    to_string(layout), name(axis)));
   }
-  return group.size() > 1 && !on_tp.is_sharded();
+  return mesh.size(axis) > 1 && !on_axis.is_sharded();
 }
 
 // A copy: a view would keep the whole input.
 Tensor own_part(const Tensor& input, const Communicator& group) {
-  if (input.device() == meta) {
-    throw DeviceError(
-        fmt::format("partitioned activations: {} has no data to gather again", describe(input)));
-  }
+  check_device("partitioned activations", input, group);
   const std::int64_t n = input.num_elements(), size = part_size(n, group);
   const std::int64_t begin = std::min(n, size * group.rank()), end = std::min(n, begin + size);
   Tensor part = zeros({size}, {.dtype = input.dtype(), .device = input.device()});
@@ -44,27 +42,25 @@ Tensor own_part(const Tensor& input, const Communicator& group) {
 Tensor gather(const Tensor& part, const PackedInput& input, Communicator& group) {
   const std::int64_t n = input.shape.num_elements();
   Tensor all = empty({part.num_elements() * group.size()}, {.dtype = part.dtype(), .device = part.device()});
-  const kernels::View all_view = all.mutable_view();
-  group.all_gather({part.view().data, part.num_elements(), part.dtype()},
-                   {all_view.data, all.num_elements(), all.dtype()});
+  group.all_gather(const_buffer_of(part), buffer_of(all));
   return all.slice(0, 0, n).reshape(input.shape);
 }
 
 }  // namespace
 
-CheckpointOptions partitioned_over(Communicator& group) {
+CheckpointOptions partitioned_over(const Mesh& mesh, MeshAxis axis) {
   CheckpointOptions options;
-  options.pack = [&group](const Tensor& input) {
+  options.pack = [&mesh, axis](const Tensor& input) {
     if (!RankContext::current().check_layouts) {
       throw LayoutError(
           "partitioned activations: layouts tell which inputs every rank has whole, and they are switched "
           "off "
           "(RankContext::check_layouts)");
     }
-    return is_whole(input.layout(), group) ? own_part(input, group) : input;
+    return is_whole(input.layout(), mesh, axis) ? own_part(input, mesh.group(axis)) : input;
   };
-  options.unpack = [&group](const Tensor& kept, const PackedInput& input) {
-    return is_whole(input.layout, group) ? gather(kept, input, group) : kept;
+  options.unpack = [&mesh, axis](const Tensor& kept, const PackedInput& input) {
+    return is_whole(input.layout, mesh, axis) ? gather(kept, input, mesh.group(axis)) : kept;
   };
   return options;
 }

@@ -1,11 +1,11 @@
 #pragma once
 
 #include "autograd/checkpoint.h"
-#include "dist/communicator.h"
+#include "dist/mesh.h"
 
 namespace tessera::dist {
 
-/// Each rank of a tensor-parallel group keeps its part of the inputs of recomputed blocks, which are the same
+/// Each rank along `axis`, which is tp, keeps its part of the inputs of recomputed blocks, which are the same
 /// on all of them (Rajbhandari et al., "ZeRO", 2020, section 6.1): 1/t of the bytes, for one all-gather a
 /// block in the backward pass.
 ///
@@ -13,12 +13,12 @@ namespace tessera::dist {
 ///           not divide n, the last parts are filled up with zeros. An input that is cut over tp already,
 ///           as under sequence parallelism, is kept as it is: every rank has its own part of it.
 /// Sends     p elements from each rank to each other: (t−1)/t · bytes(x) for every recomputed block.
-/// Calling   All ranks of `group`, the tp ranks, recompute the same blocks in the same order, as they do
-///           where each runs the same model. The group lives until the backward pass has ended.
-/// Errors    LayoutError if an input is a partial sum over tp; DeviceError for one without data (on meta).
+/// Calling   All ranks along `axis` recompute the same blocks in the same order, as they do where each runs
+///           the same model. The mesh lives until the backward pass has ended.
+/// Errors    LayoutError if an input is a partial sum on `axis`; DeviceError as for collectives.
 /// Example   model.set_recompute({.mode = nn::RecomputeConfig::Mode::kFull,
-///                                .saved_inputs = dist::partitioned_over(mesh.group(MeshAxis::kTp))});
-///           ... .saved_inputs = kept_in_host_memory(dist::partitioned_over(tp))    // 1/t, and on the host
-[[nodiscard]] CheckpointOptions partitioned_over(Communicator& group);
+///                                .saved_inputs = dist::partitioned_over(mesh, MeshAxis::kTp)});
+///           ... .saved_inputs = kept_in_host_memory(dist::partitioned_over(mesh, axis))  // and on the host
+[[nodiscard]] CheckpointOptions partitioned_over(const Mesh& mesh, MeshAxis axis);
 
 }  // namespace tessera::dist

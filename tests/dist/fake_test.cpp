@@ -3,9 +3,14 @@
 
 #include <gtest/gtest.h>
 
+#include "autograd/backward.h"
+#include "autograd/checkpoint.h"
 #include "autograd/ops.h"
 #include "dist/collectives.h"
+#include "dist/partitioned_activations.h"
+#include "dist/ring_attention.h"
 #include "dist/tensor_parallel.h"
+#include "dist/ulysses.h"
 #include "dist/vocab_parallel.h"
 #include "kernels/error.h"
 #include "nn/language_model.h"
@@ -112,6 +117,62 @@ TEST(LayoutTypesWithoutData, CountTheBytesOfABackwardPass) {
   std::int64_t sent = 0;
   static_cast<void>(loss_layout(kGpt2, "tp=16", false, nullptr, &sent));
   EXPECT_EQ(sent, (2 * 2 + 1) * (2 * 64 * 64 * 4) * 2 * 15 / 16);
+}
+
+// --- Attention over ranks, and inputs kept in parts --------------------------------------------------------
+
+// The bytes that dist/ring_attention.h and dist/ulysses.h state, of 12 ranks and of more tokens than there is
+// memory for here; kernels on meta do nothing.
+TEST(AttentionWithoutData, RunsBothPassesAndCountsTheirBytes) {
+  constexpr std::int64_t B = 1, n = 1 << 16, H = 24, G = 12, K = 64, R = 12, bytes = 2;
+  for (const bool ring : {true, false}) {
+    for (const bool on_mesh : {true, false}) {
+      RankContext context({.seed = 1});
+      const RankContext::Scope scope(context);
+      const auto tape = std::make_shared<Tape>();
+      const Mesh mesh(MeshShape::parse("cp=12"), make_fake_communicator(R, 5, tape));
+      const SequenceCut cut = ring ? SequenceCut::balanced(R * n, R) : SequenceCut::contiguous(R * n, R);
+      const auto operand = [&](std::int64_t heads) {
+        Tensor x = empty({B, n, heads, K}, {.dtype = kBF16, .device = meta});
+        x.set_requires_grad();
+        return on_mesh ? x.set_layout(Layout().with(MeshAxis::kCp, cut.layout(1))) : x;
+      };
+      const Tensor q = operand(H), k = operand(G), v = operand(G);
+      Communicator& group = mesh.group(MeshAxis::kCp);
+      tape->reset_totals();
+      const Tensor y = ring ? (on_mesh ? ring_attention(q, k, v, {}, mesh, MeshAxis::kCp, cut)
+                                       : ring_attention(q, k, v, {}, group, cut))
+                            : (on_mesh ? ulysses_attention(q, k, v, {}, mesh, MeshAxis::kCp, cut)
+                                       : ulysses_attention(q, k, v, {}, group, cut));
+      EXPECT_EQ(y.shape(), q.shape());
+      EXPECT_EQ(y.device(), meta);
+      const std::int64_t packet = 2 * B * n * G * K;  // of keys and values
+      // Each rank has H/R heads of q and o, G/R of k and v: what goes to one peer of each.
+      const std::int64_t exchange = B * n * (2 * H + 2 * G) / R * K;
+      const std::int64_t forward = (R - 1) * (ring ? packet : exchange) * bytes;
+      EXPECT_EQ(tape->total_sent_bytes(), forward) << ring;
+      backward(y, empty_like(y));
+      // The ring's gradients travel in f32, one step further: home.
+      EXPECT_EQ(tape->total_sent_bytes(), 2 * forward + (ring ? (R - 1) * packet * 4 : 0)) << ring;
+      EXPECT_EQ(k.grad().shape(), k.shape());
+      EXPECT_EQ(k.grad().device(), meta);
+    }
+  }
+}
+
+TEST(PartitionedActivationsWithoutData, AreGatheredInTheBackwardPass) {
+  RankContext context({.seed = 1});
+  const RankContext::Scope scope(context);
+  const auto tape = std::make_shared<Tape>();
+  const Mesh mesh(MeshShape::parse("tp=8"), make_fake_communicator(8, 3, tape));
+  tape->reset_totals();
+  Tensor x = empty({4, 100}, {.device = meta});
+  x.set_requires_grad();
+  const Tensor y =
+      checkpoint([](const Tensor& in) { return gelu(in); }, x, partitioned_over(mesh, MeshAxis::kTp));
+  EXPECT_EQ(tape->total_sent_bytes(), 0);
+  backward(y, empty_like(y));
+  EXPECT_EQ(tape->total_sent_bytes(), 7 * 50 * 4);
 }
 
 }  // namespace

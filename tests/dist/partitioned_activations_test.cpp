@@ -2,11 +2,13 @@
 
 #include "dist/partitioned_activations.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "autograd/backward.h"
 #include "autograd/ops.h"
 #include "dist/job.h"
+#include "dist/mesh.h"
 #include "kernels/error.h"
 #include "nn/gpt2.h"
 #include "tensor/create.h"
@@ -55,8 +57,9 @@ TEST(PartitionedActivations, KeepAPartOnEachRankAndGiveTheSameBits) {
   for (const int ranks : {1, 2, 3, 4, 8}) {
     for (const bool on_host : {false, true}) {
       run_thread_ranks(ranks, [&](Job& job) {
+        const Mesh mesh(MeshShape::parse(fmt::format("tp={}", ranks)), job.shared_world());
         const std::int64_t part = (N + ranks - 1) / ranks;
-        const CheckpointOptions cut = partitioned_over(job.world());
+        const CheckpointOptions cut = partitioned_over(mesh, MeshAxis::kTp);
         const Measured measured =
             train(job, {.mode = Mode::kFull, .saved_inputs = on_host ? kept_in_host_memory(cut) : cut});
         EXPECT_TRUE(measured.gradients == alone) << job.rank() << " of " << ranks;
@@ -70,8 +73,9 @@ TEST(PartitionedActivations, KeepAPartOnEachRankAndGiveTheSameBits) {
 
 TEST(PartitionedActivations, OfEveryDtypeAndSizeComeBack) {
   for (const int ranks : {2, 3, 8}) {
-    run_thread_ranks(ranks, [](Job& job) {
-      const CheckpointOptions cut = partitioned_over(job.world());
+    run_thread_ranks(ranks, [ranks](Job& job) {
+      const Mesh mesh(MeshShape::parse(fmt::format("tp={}", ranks)), job.shared_world());
+      const CheckpointOptions cut = partitioned_over(mesh, MeshAxis::kTp);
       for (const DType dtype : {kF64, kF32, kBF16}) {
         for (const Shape& shape : {Shape{5, 7}, Shape{1}, Shape{0, 3}, Shape{}}) {
           Tensor x = normal(shape, 0, 1, "x", {.dtype = dtype});
@@ -97,6 +101,8 @@ TEST(PartitionedActivations, OfEveryDtypeAndSizeComeBack) {
 // Sequence parallelism has cut the input already: nothing to save, nothing to send.
 TEST(PartitionedActivations, KeepAsItIsWhatIsCutOverTpAlready) {
   run_thread_ranks(2, [](Job& job) {
+    const Mesh mesh(MeshShape::parse("tp=2"), job.shared_world());
+    job.tape().reset_totals();
     Tensor x = full({4, 6}, job.rank() + 1.0);
     x.set_requires_grad();
     x.set_layout(Layout().with(MeshAxis::kTp, AxisLayout::sharded(0)));
@@ -107,7 +113,7 @@ TEST(PartitionedActivations, KeepAsItIsWhatIsCutOverTpAlready) {
           seen.push_back(in.to_vector<double>()[23]);
           return in * 2.0;
         },
-        x, partitioned_over(job.world()));
+        x, partitioned_over(mesh, MeshAxis::kTp));
     backward(y, ones({4, 6}));
     EXPECT_EQ(seen, (std::vector<double>{job.rank() + 1.0, job.rank() + 1.0}));
     EXPECT_EQ(job.tape().total_sent_bytes(), 0);
@@ -116,13 +122,14 @@ TEST(PartitionedActivations, KeepAsItIsWhatIsCutOverTpAlready) {
 
 TEST(PartitionedActivations, RefuseAPartialSum) {
   run_thread_ranks(2, [](Job& job) {
+    const Mesh mesh(MeshShape::parse("tp=2"), job.shared_world());
     Tensor x = ones({4, 6});
     x.set_requires_grad();
     x.set_layout(Layout().with(MeshAxis::kTp, AxisLayout::partial()));
     expect_error<LayoutError>(
         [&] {
-          static_cast<void>(
-              checkpoint([](const Tensor& in) { return in * 2.0; }, x, partitioned_over(job.world())));
+          static_cast<void>(checkpoint([](const Tensor& in) { return in * 2.0; }, x,
+                                       partitioned_over(mesh, MeshAxis::kTp)));
         },
         {"tp P", "partial sum", "all_reduce"});
   });
