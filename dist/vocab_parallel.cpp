@@ -65,6 +65,26 @@ void check(const Tensor& logits, const Tensor& targets, std::int64_t vocab, cons
   }
 }
 
+// Each rank would divide by its own targets. Without layouts (RankContext::check_layouts is false) nobody
+// knows whether dp and cp have cut the targets, and they are there to do that.
+void refuse_mean_of_means(const Tensor& logits, const Tensor& targets, const Mesh& mesh, MeshAxis axis) {
+  const bool is_checked = RankContext::current().check_layouts;
+  for (const MeshAxis other : kMeshAxes) {
+    if (other == axis || mesh.size(other) == 1) continue;
+    const AxisLayout of_logits = logits.layout()[other], of_targets = targets.layout()[other];
+    const bool is_data = other == MeshAxis::kDp || other == MeshAxis::kCp;
+    const bool is_part = of_logits.is_sharded() || of_logits.is_partial() || of_targets.is_sharded();
+    if (is_checked ? !is_part : !is_data) continue;
+    throw LayoutError(fmt::format(
+        "vocab_parallel_cross_entropy: kMean on a mesh whose {} has {} ranks{} would be a mean of means; use "
+        "Reduction::kSum (or kNone), and divide by the targets of all ranks",
+        tessera::name(other), mesh.size(other),
+        is_checked
+            ? fmt::format(" (logits {}, targets {})", to_string(logits.layout()), to_string(targets.layout()))
+            : ""));
+  }
+}
+
 // −log softmax(logits)[target] of each row over all ranks' columns.
 Tensor row_losses(const Tensor& logits, const Tensor& targets, const kernels::CrossEntropyOptions& options,
                   Communicator& group) {
@@ -108,6 +128,7 @@ Tensor mask_foreign_ids(const Tensor& ids, std::int64_t count, const Mesh& mesh,
 Tensor vocab_parallel_cross_entropy(Tensor&& given_logits, const Tensor& targets, std::int64_t vocab,
                                     const Mesh& mesh, MeshAxis axis, const CrossEntropyConfig& config) {
   const Tensor logits = std::move(given_logits);
+  if (config.reduction == Reduction::kMean) refuse_mean_of_means(logits, targets, mesh, axis);
   if (mesh.size(axis) == 1) return cross_entropy(logits, targets, config);
   const OwnRows own(vocab, mesh, axis);
   check(logits, targets, vocab, own, axis, config);
@@ -128,10 +149,7 @@ Tensor vocab_parallel_cross_entropy(Tensor&& given_logits, const Tensor& targets
   losses.set_layout(layout);
   if (config.reduction == Reduction::kNone) return losses;
   if (config.reduction == Reduction::kSum) return sum(losses);
-  if (layout.is_invariant()) {
-    return sum(losses) / sum(logical_not(equal(targets, static_cast<double>(config.ignore_index)))).item();
-  }
-  return mean(losses);  // refuses: a mean over what is cut
+  return sum(losses) / sum(logical_not(equal(targets, static_cast<double>(config.ignore_index)))).item();
 }
 
 }  // namespace tessera::dist

@@ -31,9 +31,12 @@ namespace tessera::dist {
 /// Gradient  softmax(own logits) − own targets, from the saved lse: nothing is sent. Written over the logits
 ///           if nobody else holds them.
 /// Cost      Two all-reduces, of N and 2N numbers (f32; f64 for f64), N targets.
+/// Reduction kSum or kNone wherever tokens are cut (dp, cp): the default, kMean, would be a mean of means
+///           there. Divide a kSum by the targets of all ranks that count.
 /// Errors    LayoutError for logits that are whole on `axis`: their lse would count every logit R times, and
-///           the loss be off by log R. ConfigError for label smoothing. IndexError for a target outside
-///           [0, V).
+///           the loss be off by log R; for kMean if a layout cuts tokens or, with layouts switched off, if
+///           the mesh has data ranks: before anything is sent. ConfigError for label smoothing. IndexError
+///           for a target outside [0, V).
 [[nodiscard]] Tensor vocab_parallel_cross_entropy(Tensor&& logits, const Tensor& targets, std::int64_t vocab,
                                                   const Mesh& mesh, MeshAxis axis,
                                                   const CrossEntropyConfig& config = {});

@@ -2,17 +2,20 @@
 
 #include "dist/vocab_parallel.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 
 #include "autograd/backward.h"
 #include "autograd/checkpoint.h"
+#include "autograd/grad_mode.h"
 #include "autograd/ops.h"
 #include "dist/collectives.h"
 #include "dist/job.h"
 #include "kernels/error.h"
 #include "tensor/create.h"
+#include "tests/expect_error.h"
 #include "tests/largest_difference.h"
 
 namespace tessera::dist {
@@ -146,6 +149,43 @@ TEST(VocabParallelLoss, OfGatheredLogitsDoesNotGoBackFromEveryRankAsAWhole) {
     EXPECT_FALSE(own.grad().defined());
     backward(loss(), full({}, 0.5, {.dtype = kF64}));
     EXPECT_LE(largest_difference(own.grad(), own_rows(whole.grad(), 2, mesh)), 1e-15);
+  });
+}
+
+TEST(VocabParallelLoss, RefusesAMeanWhereTokensAreCutBeforeAnythingIsSent) {
+  run_thread_ranks(4, [&](Job& job) {
+    for (const char* shape : {"dp=2,tp=2", "cp=2,tp=2", "dp=4", "tp=4"}) {
+      const Mesh mesh(MeshShape::parse(shape), job.shared_world());
+      const bool has_data_ranks = mesh.size(kTp) < 4;
+      for (const bool with_layouts : {true, false}) {
+        const LayoutChecks checks(with_layouts);
+        Layout layout;
+        for (const auto& [axis, dim] : {std::pair{MeshAxis::kDp, 0}, std::pair{MeshAxis::kCp, 1}}) {
+          if (mesh.size(axis) > 1) layout = layout.with(axis, AxisLayout::sharded(dim));
+        }
+        Tensor targets = ids_like_a_text();
+        Tensor own = own_rows(random("logits", {3, 4, kVocab}), 2, mesh);
+        if (with_layouts) {
+          targets.set_layout(layout);
+          own.set_layout(mesh.size(kTp) > 1 ? layout.with(kTp, AxisLayout::sharded(2)) : layout);
+        }
+        const auto loss = [&](Reduction reduction) {
+          static_cast<void>(vocab_parallel_cross_entropy(Tensor(own), targets, kVocab, mesh, kTp,
+                                                         {.reduction = reduction}));
+        };
+        SCOPED_TRACE(fmt::format("{} {}", shape, with_layouts));
+        job.tape().reset_totals();
+        if (has_data_ranks) {
+          expect_error<LayoutError>([&] { loss(Reduction::kMean); },
+                                    {"vocab_parallel_cross_entropy", "kMean", "mean of means", "kSum"});
+          EXPECT_EQ(job.tape().total_sent_bytes(), 0);
+        } else {
+          EXPECT_NO_THROW(loss(Reduction::kMean));
+        }
+        EXPECT_NO_THROW(loss(Reduction::kSum));
+        EXPECT_NO_THROW(loss(Reduction::kNone));
+      }
+    }
   });
 }
 
