@@ -130,6 +130,7 @@ StepReport Engine::train_step(const SampleSource& source, std::int64_t num_sampl
 // Costs a pass over all gradients, so it is not done where step() has ended.
 void Engine::give_up_step() {
   under_way_ = false;
+  in_backward_ = false;
   passes_left_ = 0;
   clear_context();
   parts_->zero->zero_gradients();
@@ -255,19 +256,31 @@ double Engine::backward_scale() {
   return parts_->scaler.scale() / static_cast<double>(std::max<std::int64_t>(num_targets_, 1));
 }
 
+void Engine::refuse_after_failed_backward(const char* call) const {
+  if (!in_backward_) return;
+  throw AutogradError(fmt::format(
+      "Engine::{}: the backward pass before ended in an exception, so this step has lost gradients; "
+      "micro_batches() or train_step() gives it up and begins it anew",
+      call));
+}
+
 void Engine::backward(const Tensor& loss) {
   refuse_parts("backward");
+  refuse_after_failed_backward("backward");
   if (passes_left_ < 1) {
     throw AutogradError(
         "Engine::backward: every pass of this step has had its backward; call step(), then "
         "micro_batches() for the next");
   }
+  in_backward_ = true;
   parts_->zero->begin_backward(--passes_left_ == 0);
   (loss * backward_scale()).backward();
   parts_->zero->end_backward();
+  in_backward_ = false;
 }
 
 StepReport Engine::step() {
+  refuse_after_failed_backward("step");
   if (passes_left_ != 0) {
     throw AutogradError(
         fmt::format("Engine::step: {} passes of this step have had no backward yet", passes_left_));
@@ -415,6 +428,38 @@ Tensor named(const NamedTensors& tensors, const std::string& name, const char* w
   throw DataError(fmt::format("checkpoint: the {} has no '{}'", what, name));
 }
 
+constexpr const char* kLossScaleKey = "loss_scale";
+
+std::string to_text(const optim::LossScaler::State& state) {
+  return fmt::format("{} {} {}", state.scale, state.steps_without_overflow, state.hysteresis_left);
+}
+
+optim::LossScaler::State loss_scale_from(const std::string& text) {
+  optim::LossScaler::State state;
+  std::istringstream in(text);
+  if (!(in >> state.scale >> state.steps_without_overflow >> state.hysteresis_left)) {
+    throw DataError(fmt::format("checkpoint: metadata '{}' is '{}', not three numbers", kLossScaleKey, text));
+  }
+  return state;
+}
+
+// Before anything is loaded.
+void check_same_model(const NamedTensors& model, const LaidOut& laid_out,
+                      const CheckpointReader::Tensors& saved) {
+  for (const auto& [name, tensor] : model) {
+    const auto& entries = saved.entries();
+    const auto entry = std::ranges::find(entries, name, &data::SafetensorsFile::Entry::name);
+    if (entry == entries.end())
+      throw DataError(fmt::format("checkpoint: it has no '{}', which the model has", name));
+    const Placement* place = laid_out.find(name);
+    const Shape whole = place == nullptr ? tensor.shape() : place->whole_shape;
+    if (entry->shape != whole) {
+      throw DataError(fmt::format("checkpoint: '{}' is {}, but the model's is {}", name,
+                                  to_string(entry->shape), to_string(whole)));
+    }
+  }
+}
+
 }  // namespace
 
 // From the stage that has it to the others; `get` gives it there.
@@ -454,6 +499,7 @@ std::vector<Engine::StateEntry> Engine::optimizer_entries() const {
 CheckpointSources Engine::checkpoint_sources() {
   CheckpointSources sources;
   sources.step = steps_done_;
+  if (config_.dtype == kF16) sources.metadata[kLossScaleKey] = to_text(parts_->scaler.state());
   const LaidOut& laid_out = parts_->laid_out;
   for (const auto& [name, tensor] : model_.state()) {
     const Placement* place = laid_out.find(name);
@@ -485,6 +531,11 @@ CheckpointSources Engine::checkpoint_sources() {
 
 void Engine::load(const CheckpointReader& checkpoint) {
   const NoGrad no_grad;
+  optim::LossScaler scaler = parts_->scaler;
+  const auto saved_scale = checkpoint.metadata().find(kLossScaleKey);
+  if (config_.dtype == kF16 && saved_scale != checkpoint.metadata().end())
+    scaler.load_state(loss_scale_from(saved_scale->second));
+  check_same_model(model_.state(), parts_->laid_out, checkpoint.model());
   // The optimizer first: it may be of another kind and refuse.
   NamedTensors pieces;
   for (const auto& entry : checkpoint.optimizer().entries()) {
@@ -506,6 +557,7 @@ void Engine::load(const CheckpointReader& checkpoint) {
       Tensor(tensor).copy_from(whole);
     }
   }
+  parts_->scaler = scaler;
   steps_done_ = checkpoint.step();
 }
 

@@ -117,6 +117,8 @@ class Engine {
   /// The sum of the losses of this rank's tokens: P on dp and cp.
   [[nodiscard]] Tensor forward(const MicroBatch& micro_batch);
   /// Gradients of loss · scale / targets of the global batch; reduced as far as the ZeRO stage does.
+  /// Errors   AutogradError if the backward pass before met an exception; as of step(). The way out is
+  ///          micro_batches(), which gives the step up.
   void backward(const Tensor& loss);
   /// Ends the step: waits for gradients, clips by the global norm, updates, brings parameters up to date.
   StepReport step();
@@ -154,10 +156,13 @@ class Engine {
   [[nodiscard]] const Mesh& mesh() const noexcept { return mesh_; }
 
   /// The whole model and optimizer state, tensor by tensor, as save_checkpoint takes them; `get` is a
-  /// collective of all ranks. The sources hold on to this engine.
+  /// collective of all ranks. In f16 metadata has the loss scaler's state as "loss_scale"; a program adds
+  /// keys of its own. The sources hold on to this engine.
   [[nodiscard]] CheckpointSources checkpoint_sources();
-  /// Takes this rank's parts of a checkpoint that any layout wrote. Every rank reads.
-  /// Errors   DataError for one of another model or optimizer; parameters may have been loaded then.
+  /// Takes this rank's parts of a checkpoint that any layout wrote. Every rank reads. In f16, a checkpoint
+  /// without "loss_scale" (of a run in another dtype) leaves the scaler as it is.
+  /// Errors   DataError for one of another model or optimizer, or with a "loss_scale" that is none: nothing
+  ///          is changed then. DataError for a damaged tensor: those before it may have been loaded.
   void load(const CheckpointReader& checkpoint);
 
  private:
@@ -173,6 +178,7 @@ class Engine {
   static void clear_context();
   [[nodiscard]] std::string find_culprit(const MicroBatch& micro_batch);
   [[nodiscard]] bool update(StepReport& report);
+  void refuse_after_failed_backward(const char* call) const;
   void give_up_step();
   void share_figures(StepReport& report);
   struct StateEntry {
@@ -193,6 +199,7 @@ class Engine {
 
   // Of the step under way.
   bool under_way_ = false;
+  bool in_backward_ = false;  // since an exception, where no backward() is running
   double started_ = 0.0;
   double loss_sum_ = 0.0;
   std::int64_t num_samples_ = 0, num_targets_ = 0;

@@ -18,7 +18,6 @@ inline constexpr const char* kSeqKey = "seq";                ///< tokens per seq
 inline constexpr const char* kVocabularyKey = "vocabulary";  ///< Tokenizer::vocabulary_hash() in hexadecimal
 inline constexpr const char* kDTypeKey = "dtype";            ///< of parameters and activations in training
 inline constexpr const char* kBatchKey = "batch";            ///< sequences per step
-inline constexpr const char* kLossScaleKey = "loss_scale";   ///< LossScaler::State, three numbers
 inline constexpr const char* kSeedKey = "seed";  ///< of initial weights, order of samples and dropout
 
 /// A model as gpt2_train saves it: what generation and evaluation need.

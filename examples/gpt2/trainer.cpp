@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <sstream>
 #include <string_view>
 #include <vector>
 
@@ -11,7 +10,6 @@
 #include "examples/gpt2/saved_model.h"
 #include "kernels/error.h"
 #include "nn/model_factory.h"
-#include "optim/loss_scale.h"
 #include "tensor/context.h"
 
 namespace gpt2 {
@@ -44,21 +42,6 @@ std::string with_one_layer(std::string description) {
   constexpr std::string_view kKey = "layers=";
   const std::size_t begin = description.find(kKey) + kKey.size();
   return description.replace(begin, description.find(',', begin) - begin, "1");
-}
-
-// The state of loss scaling as a checkpoint's metadata keeps it, and back.
-std::string to_text(const optim::LossScaler::State& state) {
-  return fmt::format("{} {} {}", state.scale, state.steps_without_overflow, state.hysteresis_left);
-}
-
-optim::LossScaler::State loss_scale_from(const std::string& text) {
-  optim::LossScaler::State state;
-  std::istringstream in(text);
-  if (!(in >> state.scale >> state.steps_without_overflow >> state.hysteresis_left)) {
-    throw DataError(
-        fmt::format("--resume: the checkpoint's '{}' is '{}', not three numbers", kLossScaleKey, text));
-  }
-  return state;
 }
 
 }  // namespace
@@ -117,13 +100,12 @@ StepReport Trainer::step() {
 
 dist::CheckpointSources Trainer::checkpoint() {
   dist::CheckpointSources sources = engine_->checkpoint_sources();
-  sources.metadata = {{kModelKey, model_->description()},
-                      {kSeqKey, std::to_string(plan_.seq_len)},
-                      {kVocabularyKey, hash_text(tokens_.info().vocabulary_hash)},
-                      {kSeedKey, std::to_string(options_.job.seed)},
-                      {kDTypeKey, name(config_.dtype)},
-                      {kBatchKey, std::to_string(batch().global)},
-                      {kLossScaleKey, to_text(engine_->loss_scaler().state())}};
+  sources.metadata.insert({{kModelKey, model_->description()},
+                           {kSeqKey, std::to_string(plan_.seq_len)},
+                           {kVocabularyKey, hash_text(tokens_.info().vocabulary_hash)},
+                           {kSeedKey, std::to_string(options_.job.seed)},
+                           {kDTypeKey, name(config_.dtype)},
+                           {kBatchKey, std::to_string(batch().global)}});
   return sources;
 }
 
@@ -144,7 +126,6 @@ void Trainer::restore(const dist::CheckpointReader& checkpoint) {
   require_equal(kDTypeKey, name(config_.dtype), "the dtype");
   require_equal(kSeedKey, std::to_string(options_.job.seed), "the seed");
   engine_->load(checkpoint);
-  if (config_.dtype == kF16) engine_->loss_scaler().load_state(loss_scale_from(said(kLossScaleKey)));
 }
 
 }  // namespace gpt2

@@ -50,7 +50,8 @@ class Trainer {
   /// All that it takes to go on, tensor by tensor: for save_checkpoint.
   [[nodiscard]] tessera::dist::CheckpointSources checkpoint();
   /// Goes on from a checkpoint that any layout wrote.
-  /// Errors   DataError if it belongs to another model or vocabulary; nothing is changed then.
+  /// Errors   DataError if it belongs to another model, vocabulary, seed or optimizer; nothing is changed
+  ///          then.
   void restore(const tessera::dist::CheckpointReader& checkpoint);
 
  private:

@@ -15,6 +15,7 @@
 #include "kernels/random_key.h"
 #include "nn/model_factory.h"
 #include "tensor/context.h"
+#include "tests/expect_error.h"
 #include "tests/largest_difference.h"
 
 namespace tessera::dist::testing {
@@ -243,6 +244,42 @@ TEST(Engine, CountsNoPassOfAStepThatWasGivenUp) {
     const SampleSource broken = [](auto, auto, auto, auto, auto) { throw DataError("injected"); };
     EXPECT_THROW(static_cast<void>(engine.micro_batches(broken)), DataError);
     EXPECT_THROW(engine.backward(engine.forward(passes[1])), AutogradError);
+  });
+}
+
+// Whoever goes on in the same step is told the way out, which is a way out.
+TEST(Engine, NamesTheWayOutOfABackwardPassThatFailed) {
+  run_thread_ranks(2, [](Job& job) {
+    const Mesh mesh(MeshShape::parse("dp=2"), job.shared_world());
+    const auto model = [] {
+      const DeviceScope on_meta(meta);
+      return nn::make_language_model("layers=1,heads=2,width=8,context=6", kVocabulary);
+    }();
+    Config config;
+    config.batch = {.micro_batch = 1, .accumulation = 2};
+    Engine engine(*model, config, mesh);
+    bool armed = false;
+    register_hook(model->find_parameter("h.0.ln_1.weight"), [&armed](const Tensor& gradient) {
+      if (armed) throw DataError("injected");
+      return gradient;
+    });
+    const SampleSource samples = [](auto, auto, auto, auto inputs, auto targets) {
+      std::ranges::fill(inputs, 1);
+      std::ranges::fill(targets, 2);
+    };
+    for (const std::size_t failing : {std::size_t{0}, std::size_t{1}}) {
+      const auto passes = engine.micro_batches(samples);
+      for (std::size_t i = 0; i < failing; ++i) engine.backward(engine.forward(passes[i]));
+      const Tensor loss = engine.forward(passes[failing]);
+      armed = true;
+      EXPECT_THROW(engine.backward(loss), DataError);
+      armed = false;
+      expect_error<AutogradError>([&] { engine.backward(engine.forward(passes[1])); },
+                                  {"Engine::backward", "exception", "micro_batches()"});
+      expect_error<AutogradError>([&] { static_cast<void>(engine.step()); },
+                                  {"Engine::step", "micro_batches()"});
+    }
+    EXPECT_EQ(engine.train_step(samples).step, 1);
   });
 }
 

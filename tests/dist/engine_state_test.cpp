@@ -1,0 +1,118 @@
+// What an engine's checkpoint holds besides tensors, and that one which does not fit changes nothing.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "dist/engine.h"
+#include "dist/job.h"
+#include "dist/zero.h"
+#include "kernels/error.h"
+#include "nn/model_factory.h"
+#include "optim/loss_scale.h"
+#include "optim/optimizer.h"
+#include "tensor/context.h"
+#include "tests/data/temporary_folder.h"
+#include "tests/expect_error.h"
+
+namespace tessera::dist {
+namespace {
+
+const char* const kModel = "layers=2,heads=2,width=8,context=6";
+
+struct Training {
+  Mesh mesh;
+  std::unique_ptr<nn::LanguageModel> model;
+  Engine engine;
+
+  Training(Job& job, const char* spec, const Config& config)
+      : mesh(MeshShape::parse("dp=2"), job.shared_world()),
+        model([spec] {
+          const DeviceScope on_meta(meta);
+          return nn::make_language_model(spec, 32);
+        }()),
+        engine(*model, config, mesh) {}
+
+  void train(int steps) {
+    for (int i = 0; i < steps; ++i) {
+      static_cast<void>(engine.train_step([](auto, auto, auto, auto inputs, auto targets) {
+        std::ranges::fill(inputs, 1);
+        std::ranges::fill(targets, 2);
+      }));
+    }
+  }
+  [[nodiscard]] std::vector<double> elements() {
+    std::vector<double> all;
+    NamedTensors tensors = engine.zero().pieces();
+    for (const auto& moment : engine.optimizer().state()) tensors.push_back(moment);
+    for (const auto& [name, tensor] : tensors) {
+      for (const double x : tensor.to_vector<double>()) all.push_back(x);
+    }
+    return all;
+  }
+};
+
+Config config_in(DType dtype, const char* optimizer = "AdamW") {
+  Config config;
+  config.dtype = dtype;
+  config.zero.stage = 1;
+  config.optimizer.type = optimizer;
+  config.batch = {.micro_batch = 1, .accumulation = 1};
+  config.fp16.initial_scale_power = 30;  // overflows: the scale moves
+  config.fp16.hysteresis = 1;
+  return config;
+}
+
+TEST(EngineState, HasTheLossScalersInF16) {
+  const data::TemporaryFolder folder;
+  run_thread_ranks(2, [&](Job& job) {
+    Training first(job, kModel, config_in(kF16));
+    first.train(4);
+    const optim::LossScaler::State state = first.engine.loss_scaler().state();
+    ASSERT_LT(state.scale, 1 << 30);
+    save_checkpoint(folder.path(), first.engine.checkpoint_sources(), job.world());
+    Training second(job, kModel, config_in(kF16));
+    second.engine.load(CheckpointReader(folder.path()));
+    EXPECT_EQ(second.engine.loss_scaler().state(), state);
+    EXPECT_EQ(second.engine.steps_done(), 4);
+    Training in_f32(job, kModel, config_in(kF32));
+    EXPECT_FALSE(in_f32.engine.checkpoint_sources().metadata.contains("loss_scale"));
+  });
+}
+
+TEST(EngineState, IsUnchangedByACheckpointThatDoesNotFit) {
+  struct Case {
+    const char* name;
+    const char* model;
+    const char* optimizer;
+    const char* loss_scale;
+    const char* message;
+  };
+  for (const Case& c : {Case{"scale", kModel, "AdamW", "65536 many 1", "not three numbers"},
+                        Case{"negative scale", kModel, "AdamW", "-1 0 1", "not one of a run"},
+                        Case{"width", "layers=2,heads=2,width=16,context=6", "AdamW", "8 0 1", "the model's"},
+                        Case{"fewer layers", "layers=1,heads=2,width=8,context=6", "AdamW", "8 0 1", "h.1"},
+                        Case{"optimizer", kModel, "Lion", "8 0 1", "load_state"}}) {
+    SCOPED_TRACE(c.name);
+    const data::TemporaryFolder folder;
+    run_thread_ranks(2, [&](Job& job) {
+      Training other(job, c.model, config_in(kF16, c.optimizer));
+      other.train(2);
+      CheckpointSources sources = other.engine.checkpoint_sources();
+      sources.metadata["loss_scale"] = c.loss_scale;
+      save_checkpoint(folder.path(), sources, job.world());
+      Training run(job, kModel, config_in(kF16));
+      run.train(1);
+      const std::vector<double> before = run.elements();
+      const optim::LossScaler::State state = run.engine.loss_scaler().state();
+      expect_error<DataError>([&] { run.engine.load(CheckpointReader(folder.path())); }, {c.message});
+      EXPECT_EQ(run.elements(), before);
+      EXPECT_EQ(run.engine.loss_scaler().state(), state);
+      EXPECT_EQ(run.engine.steps_done(), 1);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace tessera::dist
