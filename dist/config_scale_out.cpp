@@ -4,6 +4,7 @@
 
 #include <array>
 #include <limits>
+#include <set>
 
 #include "dist/config_sections.h"
 #include "dist/pipeline_generators.h"
@@ -30,11 +31,6 @@ void set_axis(ConfigFile& section, const char* key, MeshAxis axis, bool named, M
     section.refuse(key, fmt::format("but \"mesh\" has {}={}; leave one of them out", name(axis), mesh[axis]));
   }
   mesh.set(axis, size);
-}
-
-bool names_axis(const std::string& mesh, MeshAxis axis) {
-  // Axes have names of two letters, none of which is the end of another.
-  return mesh.find(fmt::format("{}=", name(axis))) != std::string::npos;
 }
 
 void check_axes(const ConfigFile& file, const MeshShape& mesh) {
@@ -71,16 +67,16 @@ void read_pipeline(ConfigFile& section, Config::Pipeline& pipeline) {
 
 void read_mesh(ConfigFile& file, Config& config) {
   const std::string text = file.text("mesh").value_or("");
-  config.mesh = MeshShape::parse(text);
+  std::set<MeshAxis> named;
+  config.mesh = MeshShape::parse(text, &named);
   check_axes(file, config.mesh);
-  config.dp_given = names_axis(text, MeshAxis::kDp);
+  config.dp_given = named.contains(MeshAxis::kDp);
 
   ConfigFile tensor = file.section("tensor_parallel");
-  set_axis(tensor, "autotp_size", MeshAxis::kTp, names_axis(text, MeshAxis::kTp), config.mesh);
+  set_axis(tensor, "autotp_size", MeshAxis::kTp, named.contains(MeshAxis::kTp), config.mesh);
   config.sequence_parallel = tensor.boolean("sequence_parallel").value_or(false);
 
-  const bool cp_named = names_axis(text, MeshAxis::kCp);
-  set_axis(file, "sequence_parallel_size", MeshAxis::kCp, cp_named, config.mesh);
+  set_axis(file, "sequence_parallel_size", MeshAxis::kCp, named.contains(MeshAxis::kCp), config.mesh);
   ConfigFile context = file.section("context_parallel");
   static const std::array<std::string, 2> kMethods{"ring", "ulysses"};
   const bool is_deepspeeds = file.integer("sequence_parallel_size").value_or(0) > 1;

@@ -39,7 +39,7 @@ void check_supported(const nn::LanguageModel& model, const Config& config, const
   }
   if (config.sequence_parallel && seq / mesh.size(kCp) < mesh.size(kTp)) {
     throw ConfigError(
-        fmt::format("sequence_parallel: {} tokens a rank are fewer than tp = {}; a shorter tp or a "
+        fmt::format("sequence_parallel: {} tokens a rank are fewer than tp = {}; a smaller tp or a "
                     "longer sequence works",
                     seq / mesh.size(kCp), mesh.size(kTp)));
   }
@@ -153,10 +153,10 @@ ZeroOptions zero_options(const Config& config, const Mesh& mesh, const LaidOut& 
   options.placement = ZeroPlacement::stage(config.zero.stage);
   if (config.zero.mics_shard_size > 0) {
     options.placement = ZeroPlacement::mics();
-    options.shard_size = static_cast<int>(config.zero.mics_shard_size);
+    options.ranks_per_shard_group = static_cast<int>(config.zero.mics_shard_size);
   } else if (config.zero.hpz_partition_size > 1) {
     options.placement = ZeroPlacement::hpz();
-    options.shard_size = static_cast<int>(config.zero.hpz_partition_size);
+    options.ranks_per_shard_group = static_cast<int>(config.zero.hpz_partition_size);
   }
   options.keep_full_gradients = config.zero.keep_full_gradients;
   options.max_live_parameters = config.zero.max_live_parameters;

@@ -43,9 +43,9 @@ MeshAxis parse_axis(std::string_view word, std::string_view text) {
 
 // --- Shape -------------------------------------------------------------------------------------------------
 
-MeshShape MeshShape::parse(std::string_view text) {
+MeshShape MeshShape::parse(std::string_view text, std::set<MeshAxis>* named) {
   MeshShape shape;
-  std::array<bool, kMeshAxes.size()> seen{};
+  std::set<MeshAxis> seen;
   for (std::string_view rest = text; !rest.empty();) {
     const std::string_view part = rest.substr(0, rest.find(','));
     rest.remove_prefix(std::min(part.size() + 1, rest.size()));
@@ -57,11 +57,11 @@ MeshShape MeshShape::parse(std::string_view text) {
       throw ConfigError(fmt::format("mesh '{}': expected axis=size, as in dp=2,tp=2, got '{}'", text, part));
     }
     const MeshAxis axis = parse_axis(part.substr(0, equals), text);
-    bool& was_seen = seen[static_cast<std::size_t>(axis)];
-    if (was_seen) throw ConfigError(fmt::format("mesh '{}': axis {} is given twice", text, name(axis)));
-    was_seen = true;
+    if (!seen.insert(axis).second)
+      throw ConfigError(fmt::format("mesh '{}': axis {} is given twice", text, name(axis)));
     shape.set(axis, size);
   }
+  if (named != nullptr) *named = std::move(seen);
   return shape;
 }
 

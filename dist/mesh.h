@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <source_location>
 #include <string>
 #include <string_view>
@@ -37,7 +38,8 @@ class MeshShape {
   MeshShape() noexcept { sizes_.fill(1); }
   /// Reads "pp=2,dp=2,tp=2": any subset, in any order; spelling it in another order means the same mesh.
   /// Errors   ConfigError for an unknown axis (the nearest is named), one named twice, a size below 1.
-  [[nodiscard]] static MeshShape parse(std::string_view text);
+  /// `named`, if there is one, receives the axes that the text names, those of size 1 too.
+  [[nodiscard]] static MeshShape parse(std::string_view text, std::set<MeshAxis>* named = nullptr);
 
   [[nodiscard]] int operator[](MeshAxis axis) const noexcept {
     return sizes_[static_cast<std::size_t>(axis)];

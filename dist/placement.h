@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "dist/range.h"
 #include "nn/module.h"
 #include "tensor/layout.h"
 #include "tensor/tensor.h"
@@ -28,10 +29,7 @@ struct Cut {
 
 /// The indices of a dimension of `size` that a rank holds, as ranges in rising order.
 /// Errors    ShapeError if blocks and units do not divide the size.
-struct IndexRange {
-  std::int64_t begin = 0, end = 0;
-};
-[[nodiscard]] std::vector<IndexRange> own_indices(const Cut& cut, std::int64_t size, int num_ranks, int rank);
+[[nodiscard]] std::vector<Range> own_indices(const Cut& cut, std::int64_t size, int num_ranks, int rank);
 
 /// Where one parameter lies: its whole shape, and how it is cut on the tensor-parallel axis, if it is.
 struct Placement {

@@ -194,8 +194,8 @@ const NamedTensors& Zero::pieces() const noexcept { return state_->pieces; }
 optim::PieceExchange& Zero::exchange() noexcept { return *exchange_; }
 const ZeroPlan& Zero::plan() const noexcept { return state_->plan; }
 
-ZeroMemory Zero::predicted_memory(std::int64_t optimizer_bytes) const {
-  return predict_memory(state_->plan, state_->data_rank, optimizer_bytes);
+ZeroMemory Zero::predicted_memory(std::int64_t optimizer_bytes_per_element) const {
+  return predict_memory(state_->plan, state_->data_rank, optimizer_bytes_per_element);
 }
 
 std::vector<ZeroTraffic> Zero::predicted_traffic(int accumulation) const {

@@ -61,18 +61,18 @@ namespace {
 
 // Where nothing is cut over shard groups, all data ranks are one.
 DataRanks arrange(const MeshShape& mesh, const ZeroOptions& options) {
-  const int shard_size = options.shard_size;
+  const int group = options.ranks_per_shard_group;
   const int size = mesh[MeshAxis::kDp] * mesh[MeshAxis::kCp];
-  if (shard_size < 0 || (shard_size > 0 && size % shard_size != 0)) {
+  if (group < 0 || (group > 0 && size % group != 0)) {
     throw ConfigError(
         fmt::format("ZeRO: a shard group of {} ranks does not divide the {} data ranks of mesh {} (dp {} x "
-                    "cp {}); choose a shard_size that does, or 0 for all of them",
-                    shard_size, size, mesh.to_string(), mesh[MeshAxis::kDp], mesh[MeshAxis::kCp]));
+                    "cp {}); choose ranks_per_shard_group that do, or 0 for all of them",
+                    group, size, mesh.to_string(), mesh[MeshAxis::kDp], mesh[MeshAxis::kCp]));
   }
   const auto [parameters, gradients, optimizer] = options.placement;
   const bool any_inner =
       parameters == Spread::kInner || gradients == Spread::kInner || optimizer == Spread::kInner;
-  const int inner = shard_size == 0 || !any_inner ? size : shard_size;
+  const int inner = group == 0 || !any_inner ? size : group;
   return {.inner = inner, .outer = size / inner};
 }
 

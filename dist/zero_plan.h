@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "dist/mesh.h"
+#include "dist/range.h"
 #include "nn/module.h"
 
 namespace tessera::dist {
@@ -52,7 +53,7 @@ struct ZeroOptions {
   ZeroPlacement placement{};
   /// Ranks of a shard group: neighbours among the data ranks, usually those of one host. 0: all data ranks.
   /// Without meaning where nothing is kInner.
-  int shard_size = 0;
+  int ranks_per_shard_group = 0;
   /// Where gradients are cut: sum micro-batches up in full gradients, and reduce once. 2Ψ sent instead of
   /// (g+1)Ψ, for Ψ more elements in memory until the last backward pass.
   bool keep_full_gradients = false;
@@ -87,14 +88,6 @@ struct DataRanks {
   [[nodiscard]] int ways(Spread spread) const noexcept;
   [[nodiscard]] int part(Spread spread, int data_rank) const noexcept;
   friend bool operator==(const DataRanks&, const DataRanks&) = default;
-};
-
-/// Elements [begin, end) of something.
-struct Range {
-  std::int64_t begin = 0;
-  std::int64_t end = 0;
-  [[nodiscard]] std::int64_t size() const noexcept { return end - begin; }
-  friend bool operator==(const Range&, const Range&) = default;
 };
 
 struct ZeroParameter {
@@ -160,7 +153,8 @@ struct ZeroPlan {
 };
 
 /// Errors   ConfigError: gradients cut less than parameters or optimizer state less than gradients; a
-///          shard_size that does not divide the data ranks; a parameter that is a partial sum on some axis.
+///          ranks_per_shard_group that do not divide the data ranks; a parameter that is a partial sum on
+///          some axis.
 [[nodiscard]] ZeroPlan plan_zero(nn::Module& model, const MeshShape& mesh, const ZeroOptions& options);
 
 /// Bytes that one rank holds between two steps.
@@ -172,8 +166,9 @@ struct ZeroMemory {
   std::int64_t gathered_parameters = 0;
 };
 
-/// `optimizer_bytes` of an element: 12 for AdamW on 16-bit parameters, 8 in f32, 16 in f64.
-[[nodiscard]] ZeroMemory predict_memory(const ZeroPlan& plan, int data_rank, std::int64_t optimizer_bytes);
+/// `optimizer_bytes_per_element`: 12 for AdamW on 16-bit parameters, 8 in f32, 16 in f64.
+[[nodiscard]] ZeroMemory predict_memory(const ZeroPlan& plan, int data_rank,
+                                        std::int64_t optimizer_bytes_per_element);
 
 /// Bytes that one rank sends in a step, by group and kind of call, as the tape counts them.
 struct ZeroTraffic {

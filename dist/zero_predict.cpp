@@ -70,7 +70,7 @@ ZeroGroupNames zero_group_names(const ZeroPlan& plan) {
           .outer = data + ".outer"};
 }
 
-ZeroMemory predict_memory(const ZeroPlan& plan, int data_rank, std::int64_t optimizer_bytes) {
+ZeroMemory predict_memory(const ZeroPlan& plan, int data_rank, std::int64_t optimizer_bytes_per_element) {
   const auto held = [&plan](const ZeroFlat& flat, Spread spread) {
     return flat.padded / plan.ranks.ways(spread);
   };
@@ -82,8 +82,8 @@ ZeroMemory predict_memory(const ZeroPlan& plan, int data_rank, std::int64_t opti
     // Padding has no optimizer state.
     const Spread spread = plan.placement.optimizer;
     const Range slice = flat.slice(plan.ranks.ways(spread), plan.ranks.part(spread, data_rank));
-    memory.optimizer +=
-        (std::min(slice.end, flat.elements) - std::min(slice.begin, flat.elements)) * optimizer_bytes;
+    memory.optimizer += (std::min(slice.end, flat.elements) - std::min(slice.begin, flat.elements)) *
+                        optimizer_bytes_per_element;
   }
   if (plan.placement.parameters == Spread::kWhole) return memory;
   for (const ZeroUnit& unit : plan.units) {

@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <limits>
 #include <map>
+#include <set>
 #include <type_traits>
 #include <vector>
 
@@ -235,8 +236,9 @@ void apply_flags(const Flags& flags, TrainOptions& options) {
         flags.recompute->empty() ? Mode::kFull : choose("recompute", kModes, *flags.recompute);
   }
   if (flags.mesh) {
-    options.config.mesh = tessera::dist::MeshShape::parse(*flags.mesh);
-    options.config.dp_given = flags.mesh->find("dp") != std::string::npos;
+    std::set<tessera::MeshAxis> named;
+    options.config.mesh = tessera::dist::MeshShape::parse(*flags.mesh, &named);
+    options.config.dp_given = named.contains(tessera::MeshAxis::kDp);
   }
   set_if(options.config.zero.stage, flags.zero);
   set_if(options.config.pipeline.schedule, flags.schedule);

@@ -13,6 +13,14 @@ namespace {
 
 constexpr auto kPp = MeshAxis::kPp, kDp = MeshAxis::kDp, kCp = MeshAxis::kCp, kTp = MeshAxis::kTp;
 
+TEST(MeshShape, SaysWhichAxesATextNames) {
+  std::set<MeshAxis> named;
+  static_cast<void>(MeshShape::parse("tp=2,dp=1", &named));
+  EXPECT_EQ(named, (std::set{MeshAxis::kDp, MeshAxis::kTp}));
+  static_cast<void>(MeshShape::parse("", &named));
+  EXPECT_TRUE(named.empty());
+}
+
 TEST(MeshShape, IsTheSameInWhateverOrderItIsSpelled) {
   const MeshShape shape = MeshShape::parse("tp=2,pp=3,dp=4");
   EXPECT_EQ(shape, MeshShape::parse("pp=3,dp=4,tp=2"));

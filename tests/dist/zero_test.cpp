@@ -36,7 +36,7 @@ const Trained& reference(const std::string& model, const std::vector<std::string
 struct Placement {
   const char* name;
   ZeroPlacement placement;
-  int shard_size = 0;
+  int ranks_per_shard_group = 0;
 };
 
 const Placement kStage0{"stage0", ZeroPlacement::stage(0)}, kStage1{"stage1", ZeroPlacement::stage(1)},
@@ -67,7 +67,7 @@ struct Row {
   [[nodiscard]] ZeroTraining training() const {
     return {.model = std::string(model) == "gpt2" ? kGpt2 : kLlama,
             .zero = {.placement = placement.placement,
-                     .shard_size = placement.shard_size,
+                     .ranks_per_shard_group = placement.ranks_per_shard_group,
                      .keep_full_gradients = keep_full_gradients,
                      .prefetch_elements = prefetch_elements,
                      .persistence_threshold = persistence_threshold,
@@ -258,7 +258,8 @@ TEST(Zero, TrainsAroundFrozenParameters) {
     const Trained& alone = reference(c.model, c.frozen);
     for (const Placement& placement : {kStage0, kStage1, kStage2, kStage3, kHpz, kMics}) {
       ZeroTraining training{.model = c.model,
-                            .zero = {.placement = placement.placement, .shard_size = placement.shard_size},
+                            .zero = {.placement = placement.placement,
+                                     .ranks_per_shard_group = placement.ranks_per_shard_group},
                             .micro_batch = 2,
                             .frozen = c.frozen};
       training.recompute = placement.placement == ZeroPlacement::stage(3);
@@ -279,9 +280,10 @@ TEST(Zero, GathersForEvaluationAndGeneration) {
   std::vector<std::vector<std::int64_t>> tokens_of_first_step;
   for (const Placement& placement : {kStage0, kStage3, kHpz}) {
     std::vector<double> evaluated;
-    ZeroTraining training{.model = kGpt2,
-                          .zero = {.placement = placement.placement, .shard_size = placement.shard_size},
-                          .steps = kSteps};
+    ZeroTraining training{
+        .model = kGpt2,
+        .zero = {.placement = placement.placement, .ranks_per_shard_group = placement.ranks_per_shard_group},
+        .steps = kSteps};
     training.after_step = [&](nn::LanguageModel& model, Job& job, int step) {
       const MemoryPool& pool = *RankContext::current().pool(cpu);
       const std::int64_t before = pool.report().of(MemoryCategory::kParameter).current;
@@ -318,9 +320,9 @@ TEST(Zero, ContinuesUnderAnotherPlacementFromWholeTensors) {
     const auto& [ranks, placement] = layouts[i];
     const auto& [other_ranks, other] = layouts[(i + 1) % layouts.size()];
     ZeroTraining training{.model = kGpt2, .zero = {.placement = placement.placement}, .steps = 3};
-    training.zero.shard_size = placement.shard_size;
+    training.zero.ranks_per_shard_group = placement.ranks_per_shard_group;
     const ZeroSaved saved = train_with_zero(ranks, training)[0].saved;
-    training.zero = {.placement = other.placement, .shard_size = other.shard_size};
+    training.zero = {.placement = other.placement, .ranks_per_shard_group = other.ranks_per_shard_group};
     training.steps = kSteps;
     training.from = &saved;
     const ZeroTrained continued = train_with_zero(other_ranks, training)[0];
@@ -337,9 +339,10 @@ TEST(Zero, CutsWhatTensorParallelismHasCut) {
   for (const std::string& model : {kGpt2, kLlama}) {
     for (const Placement& placement : {kStage0, kStage1, kStage2, kStage3, kHpz}) {
       for (const bool sequence_parallel : {false, true}) {
-        const bool is_hierarchical = placement.shard_size > 0;
+        const bool is_hierarchical = placement.ranks_per_shard_group > 0;
         ZeroTraining training{.model = model,
-                              .zero = {.placement = placement.placement, .shard_size = placement.shard_size},
+                              .zero = {.placement = placement.placement,
+                                       .ranks_per_shard_group = placement.ranks_per_shard_group},
                               .micro_batch = 2,
                               .sequence_parallel = sequence_parallel,
                               .mesh = is_hierarchical ? "dp=4,tp=2" : "dp=2,tp=2"};
