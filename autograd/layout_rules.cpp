@@ -1,3 +1,6 @@
+// Long, for it is one table: each family of operations has a function of a screen or less, and what they
+// share (messages, alignment of broadcast dimensions, views) is read beside all of them.
+
 #include "autograd/layout_rules.h"
 
 #include <fmt/format.h>

@@ -14,6 +14,8 @@
 //   I, I                               I             I                I
 //   R, R; R with a constant I          R             R                R
 //   S(d), S(d); S(d) with R            S(d)          S(d)             S(d)
+//   S(d) with a constant I that is     S(d)          S(d)             S(d)
+//     broadcast along d
 //   P, P                               P             refused          refused
 //   P with R or a constant I           refused       P                refused
 //   I that wants a gradient with R     refused: each rank would get its own part of the gradient and take it

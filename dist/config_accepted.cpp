@@ -83,7 +83,7 @@ constexpr auto kKeys = std::to_array<AcceptedKey>({
     {"zero_optimization", "elastic_checkpoint", "boolean", kNone},
     {"zero_optimization", "legacy_stage1", "false", "there is one implementation of stage 1; false works"},
     {"zero_optimization", "ignore_unused_parameters", "true",
-     "a parameter without a gradient is left as it is; true works"},
+     "a parameter that no rank used has gradient 0, and decays; true works"},
     {"zero_optimization", "memory_efficient_linear", "boolean", kNone},
     {"zero_optimization", "override_module_apply", "boolean", kNone},
     {"zero_optimization", "pipeline_loading_checkpoint", "false",

@@ -1,5 +1,7 @@
 #pragma once
 
+// Data parallelism by itself, for reading and for loops of one's own; dist::Engine does it by Zero, stage 0.
+
 #include <cstdint>
 #include <memory>
 #include <string>

@@ -39,7 +39,7 @@ void set_recomputation(nn::LanguageModel& model, const Config& config, const Mes
 [[nodiscard]] ZeroOptions zero_options(const Config& config, const Mesh& mesh, const LaidOut& laid_out,
                                        const Pipeline* pipeline);
 
-/// "this rank will hold 1.2 MB of parameters, ...": between steps, to the byte.
+/// "memory      rank 0 of 4 holds 1,234 bytes (1.2 kB) between steps: ...", to the byte.
 [[nodiscard]] std::string describe_memory(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
                                           const ZeroOptions& zero);
 

@@ -131,7 +131,7 @@ class Zero {
 
   [[nodiscard]] const ZeroPlan& plan() const noexcept;
   /// See predict_memory.
-  [[nodiscard]] ZeroMemory predicted_memory(std::int64_t optimizer_bytes) const;
+  [[nodiscard]] ZeroMemory predicted_memory(std::int64_t optimizer_bytes_per_element) const;
   /// See predict_traffic.
   [[nodiscard]] std::vector<ZeroTraffic> predicted_traffic(int accumulation) const;
 

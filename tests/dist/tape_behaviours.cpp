@@ -87,7 +87,7 @@ void every_call_is_on_the_tape_with_its_bytes(Job& job) {
       const std::int64_t sum = sum_over_ranks(job, entry.sent_bytes);
       require(sum == row.sum, fmt::format("{}: {} bytes over all ranks, expected {}", what, sum, row.sum));
     }
-    // DISTRIBUTED.md: 2(N-1)/N of the bytes where N divides the elements.
+    // A ring: 2(N-1)/N of the bytes where N divides the elements (docs/dist.md, "Calls").
     if (n % R == 0) require(rows[0].sent_bytes == 2 * (R - 1) * (n * 4) / R, "the ring's 2(N-1)/N");
   }
 }
