@@ -92,7 +92,7 @@ void read_mesh(ConfigFile& file, Config& config) {
   }
 
   ConfigFile pipeline = file.section("pipeline");
-  set_axis(pipeline, "stages", MeshAxis::kPp, names_axis(text, MeshAxis::kPp), config.mesh);
+  set_axis(pipeline, "stages", MeshAxis::kPp, named.contains(MeshAxis::kPp), config.mesh);
   read_pipeline(pipeline, config.pipeline);
 }
 
