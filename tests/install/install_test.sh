@@ -44,8 +44,11 @@ alone=$("$work/build/from_readme" "$work/data/train.tokens")
 echo "$alone"
 echo "$alone" | awk '/^step/ {if (!n++) first = $4; last = $4} END {exit !(n > 5 && last < 0.7 * first)}' ||
   { echo "the loss did not fall by a third"; exit 1; }
-for other in threads mpi; do  # 5 digits of f32 that were summed in another order, through 100 steps
+# Sums in another order differ by a rounding of f32, 6e-8, which training itself makes grow: to 1e-5 of the loss within
+# 21 steps, to a thousandth within 100. A wrong sum over ranks differs by more in its first steps.
+for other in threads mpi; do
   echo "$alone" | awk -v other="$work/$other" '
     /^step/ {getline line < other; split(line, field); d = field[4] - $4; if (d < 0) d = -d
-             if (field[2] != $2 || d > 1e-4 * $4) {print "alone: " $0 "\n" other ": " line; exit 1}}' || exit 1
+             bound = $2 <= 21 ? 1e-5 : 1e-3
+             if (field[2] != $2 || d > bound * $4) {print "alone: " $0 "\n" other ": " line; exit 1}}' || exit 1
 done
