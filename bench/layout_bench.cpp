@@ -8,7 +8,8 @@
 //
 // A pair is some steps of the row and then as many of one rank; "speed" is the median over the pairs of the
 // ratio of their means, behind it the least and the largest. The row "dp=1" is compared with itself: it shows
-// what the machine resolves. A row that ends in "unchecked" runs without layout checks.
+// what the machine resolves. A row that ends in "unchecked" runs without layout checks, one in
+// "invariant" in Invariant numerics.
 //
 // A step's time on a rank is compute + waiting + transfer: "waiting" it stands in a call to which another
 // rank has not come yet, "transfer" in a call to which all have (dist/time_split.h). Columns show mean and
@@ -73,6 +74,8 @@ Row parse_row(const std::string& text) {
       row.config.context_parallel = dist::Config::ContextParallel::kUlysses;
     } else if (word.starts_with("schedule=")) {
       row.config.pipeline.schedule = word.substr(9);
+    } else if (word == "invariant") {
+      row.config.numerics = dist::Config::Numerics::kInvariant;
     } else if (word == "unchecked") {
       row.checked = false;
     } else if (word.starts_with("zero=")) {

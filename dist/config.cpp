@@ -72,6 +72,10 @@ Config Config::read(ConfigFile& file) {
   config.optimizer = detail::read_optimizer(file.section("optimizer"));
   config.scheduler = detail::read_scheduler(file.section("scheduler"));
   detail::read_precision(file, config);
+  static const std::array<std::string, 2> kNumerics{"fast", "invariant"};
+  const std::string numerics = file.text("numerics").value_or(kNumerics[0]);
+  detail::check_name("numerics", numerics, kNumerics);
+  if (numerics == kNumerics[1]) config.numerics = Numerics::kInvariant;
   detail::read_mesh(file, config);
   detail::read_zero(file.section("zero_optimization"), config.zero);
   detail::read_recompute(file, config.recompute);

@@ -75,6 +75,11 @@ struct Config {
 
   DType dtype = kF32;  ///< of parameters and activations: bf16.enabled, fp16.enabled
 
+  /// "numerics": "fast", or "invariant": losses, gradient norms and parameters have the same bits in every
+  /// layout (docs/invariance.md), which takes time.
+  enum class Numerics : std::uint8_t { kFast, kInvariant };
+  Numerics numerics = Numerics::kFast;
+
   struct Fp16 {
     double loss_scale = 0.0;  ///< 0: dynamic
     std::int64_t initial_scale_power = 16, loss_scale_window = 1000, hysteresis = 2;

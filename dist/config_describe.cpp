@@ -101,6 +101,8 @@ std::string describe(const Config& config, const MeshShape& mesh, const BatchSiz
                                     batch.global == 1 ? "" : "s", batch.micro_batch, batch.accumulation,
                                     mesh[MeshAxis::kDp]));
   text += line("precision", describe_precision(config));
+  if (config.numerics == Config::Numerics::kInvariant)
+    text += line("numerics", "invariant: the same bits in every layout; a pass is one sequence");
   text += line("optimizer", describe_optimizer(config));
   if (!config.scheduler.type.empty()) text += line("schedule", describe_schedule(config.scheduler));
   if (config.zero.stage > 0) text += line("ZeRO", describe_zero(config.zero, mesh));

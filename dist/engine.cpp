@@ -5,12 +5,15 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <numeric>
 #include <sstream>
+#include <utility>
 
 #include "autograd/grad_mode.h"
 #include "autograd/ops.h"
 #include "dist/collectives.h"
 #include "dist/engine_layout.h"
+#include "dist/invariant.h"
 #include "dist/optimizer_factory.h"
 #include "dist/pipeline.h"
 #include "dist/vocab_parallel.h"
@@ -72,6 +75,7 @@ struct Engine::Parts {
   std::unique_ptr<Zero> zero{};
   std::unique_ptr<optim::Optimizer> optimizer{};
   optim::LossScaler scaler;
+  std::optional<InvariantProducts> invariant_products{};
 };
 
 // --- Making ------------------------------------------------------------------------------------------------
@@ -85,7 +89,12 @@ Engine::Engine(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
       schedule_(options.schedule.value_or(optim::ConstantLR{config.optimizer.lr})),
       comm_summary_(mesh.world()) {
   check_supported(model, config, mesh, seq_);
+  if (is_invariant()) {
+    check_invariant(model, config, mesh);
+    batch_.accumulation *= std::exchange(batch_.micro_batch, 1);
+  }
   parts_ = std::make_unique<Parts>(model, config, mesh, options);
+  if (is_invariant()) parts_->invariant_products.emplace();
   if (mesh.size(kCp) > 1) {
     parts_->token_positions = parts_->sequences.positions(mesh.index(kCp));
     replace_attention(model, config, mesh, parts_->sequences);
@@ -168,6 +177,7 @@ std::vector<MicroBatch> Engine::micro_batches(const SampleSource& source, std::i
       (shard_size(num_samples_, data_ranks, 0) + batch_.micro_batch - 1) / batch_.micro_batch;
   if (parts_->pipeline != nullptr) passes = parts_->pipeline->micro_batches_for(passes);
   std::vector<MicroBatch> result;
+  has_sample_.clear();
   double counted = 0.0;
   for (std::int64_t i = 0; i < passes; ++i) {
     const std::int64_t first = std::min(i * batch_.micro_batch, count);
@@ -178,6 +188,7 @@ std::vector<MicroBatch> Engine::micro_batches(const SampleSource& source, std::i
     if (size > 0) source(steps_done_, begin + first, size, inputs, targets);
     counted +=
         static_cast<double>(std::ranges::count_if(targets, [](auto t) { return t != kIgnoredTarget; }));
+    has_sample_.push_back(size > 0);
     result.push_back({.ids = own_tokens(inputs, rows),
                       .targets = own_tokens(targets, rows),
                       .first_sample = begin + first});
@@ -189,6 +200,10 @@ std::vector<MicroBatch> Engine::micro_batches(const SampleSource& source, std::i
   num_targets_ = static_cast<std::int64_t>(counted);
   passes_left_ = passes;
   under_way_ = true;
+  if (is_invariant()) {
+    sample_losses_.assign(static_cast<std::size_t>(num_samples_), 0.0);
+    parts_->zero->begin_step(num_samples_);
+  }
   return result;
 }
 
@@ -248,6 +263,9 @@ Tensor Engine::checked(const Tensor& loss, const MicroBatch& micro_batch) {
     throw NonFiniteError(fmt::format("step {}: the loss is {}: {}", steps_done_ + 1,
                                      std::isnan(value) ? "NaN" : "infinite", find_culprit(micro_batch)));
   }
+  if (is_invariant() && micro_batch.first_sample < num_samples_) {
+    sample_losses_[static_cast<std::size_t>(micro_batch.first_sample)] += value;
+  }
   loss_sum_ += value;
   return loss;
 }
@@ -273,7 +291,8 @@ void Engine::backward(const Tensor& loss) {
         "micro_batches() for the next");
   }
   in_backward_ = true;
-  parts_->zero->begin_backward(--passes_left_ == 0);
+  const auto pass = has_sample_.size() - static_cast<std::size_t>(passes_left_);
+  parts_->zero->begin_backward({.last = --passes_left_ == 0, .has_sample = has_sample_[pass]});
   (loss * backward_scale()).backward();
   parts_->zero->end_backward();
   in_backward_ = false;
@@ -341,10 +360,18 @@ void Engine::share_figures(StepReport& report) {
     for (std::size_t c = 0; c < kNumMemoryCategories; ++c)
       report.peak_bytes[c] = static_cast<std::int64_t>(figures[3 + c]);
   }
+  if (is_invariant()) total_loss = sum_of_sample_losses();
   report.loss = total_loss / static_cast<double>(std::max<std::int64_t>(num_targets_, 1));
   for (const TapeTotal& total : comm_summary_.end_step()) {
     if (total.sent_bytes > 0) report.sent_bytes[total.group] += total.sent_bytes;
   }
+}
+
+// In the order of the samples. Each has its loss from one rank, and 0 from all others.
+double Engine::sum_of_sample_losses() {
+  if (mesh_.index(kTp) != 0) std::ranges::fill(sample_losses_, 0.0);
+  mesh_.world().all_reduce(buffer_of(sample_losses_));
+  return std::accumulate(sample_losses_.begin(), sample_losses_.end(), 0.0);
 }
 
 Engine::LossSum Engine::evaluate(std::span<const std::int64_t> inputs, std::span<const std::int64_t> targets,

@@ -88,6 +88,8 @@ struct EngineOptions {
 /// Values    Losses and weights are those of one rank within rounding, whatever the mesh, the ZeRO stage, the
 ///           way the batch is cut, and recomputation: initial weights, samples and dropout are functions of
 ///           global indices, and the loss is one sum divided by the global count of targets.
+/// Bits      Of two runs of one layout: the same. Of two layouts: the same in Invariant numerics
+///           (Config::numerics), where a pass is one sample whatever the micro-batch of the config.
 /// Calling   Every rank of the mesh calls everything here, in the same order. Model and mesh outlive it.
 /// Given up  A step that met an exception, or that the program left before step(), is forgotten by the next
 ///           micro_batches() or train_step(): that step equals one without the attempt. Every rank must have
@@ -167,6 +169,9 @@ class Engine {
 
  private:
   struct Parts;  // what each technique made of the model
+  [[nodiscard]] bool is_invariant() const noexcept {
+    return config_.numerics == Config::Numerics::kInvariant;
+  }
   [[nodiscard]] Tensor loss_sum(const Tensor& ids, const Tensor& targets);
   [[nodiscard]] Tensor loss_of(Tensor&& logits, const Tensor& targets);
   [[nodiscard]] Tensor checked(const Tensor& loss, const MicroBatch& micro_batch);
@@ -181,6 +186,7 @@ class Engine {
   void refuse_after_failed_backward(const char* call) const;
   void give_up_step();
   void share_figures(StepReport& report);
+  [[nodiscard]] double sum_of_sample_losses();
   struct StateEntry {
     std::string name;
     DType dtype;
@@ -204,6 +210,8 @@ class Engine {
   double loss_sum_ = 0.0;
   std::int64_t num_samples_ = 0, num_targets_ = 0;
   std::int64_t passes_left_ = 0;
+  std::vector<bool> has_sample_;       // by pass
+  std::vector<double> sample_losses_;  // Invariant numerics: of the samples that this rank has had, else 0
 
   std::int64_t steps_done_ = 0;
   bool stop_requested_ = false;

@@ -159,6 +159,7 @@ ZeroOptions zero_options(const Config& config, const Mesh& mesh, const LaidOut& 
     options.ranks_per_shard_group = static_cast<int>(config.zero.hpz_partition_size);
   }
   options.keep_full_gradients = config.zero.keep_full_gradients;
+  options.tree_sums = config.numerics == Config::Numerics::kInvariant;
   options.max_live_parameters = config.zero.max_live_parameters;
   options.prefetch_elements = config.zero.prefetch_bucket_size;
   options.persistence_threshold = config.zero.param_persistence_threshold;

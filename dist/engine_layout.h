@@ -16,7 +16,8 @@
 
 namespace tessera::dist {
 
-/// Errors   ConfigError for what this engine cannot honour, with the nearest that works.
+/// Errors   ConfigError for what this engine cannot honour, with the nearest that works. What Invariant
+///          numerics cannot honour is in dist/invariant.h.
 void check_supported(const nn::LanguageModel& model, const Config& config, const Mesh& mesh,
                      std::int64_t seq);
 

@@ -6,6 +6,7 @@
 
 #include "autograd/grad_mode.h"
 #include "autograd/graph.h"
+#include "dist/exact_sum.h"
 #include "dist/zero_state.h"
 #include "kernels/error.h"
 #include "optim/clip.h"
@@ -204,6 +205,11 @@ std::vector<ZeroTraffic> Zero::predicted_traffic(int accumulation) const {
 
 // --- A step ------------------------------------------------------------------------------------------------
 
+void Zero::begin_step(std::int64_t num_samples) {
+  if (state_->phase == detail::ZeroState::Phase::kFinished) zero_gradients();
+  state_->reduce.begin_step(sample_owners(state_->mesh->shape(), num_samples));
+}
+
 void Zero::begin_forward(std::size_t stage) {
   if (state_->plan.placement.parameters != Spread::kWhole) state_->gather.begin_forward(stage);
 }
@@ -275,6 +281,12 @@ double Zero::global_grad_sum_of_squares() const {
   NamedTensors counted;
   for (std::size_t i = 0; i < state_->pieces.size(); ++i) {
     if (state_->counts(state_->piece_parameters[i])) counted.push_back(state_->pieces[i]);
+  }
+  if (state_->plan.tree_sums) {
+    ExactSumOfSquares exact;
+    for (const auto& [name, gradient] : optim::gradients_of(counted)) exact.add(gradient);
+    exact.all_reduce(state_->mesh->world());
+    return exact.value();
   }
   double sum[1] = {optim::grad_sum_of_squares(counted)};
   if (state_->mesh->world().size() > 1) state_->mesh->world().all_reduce(buffer_of(sum));

@@ -32,6 +32,8 @@ struct BackwardPass {
   bool last = true;  ///< of the accumulation, for this stage
   std::size_t stage = 0;
   Gradients gradients = Gradients::kAll;
+  /// For ZeroOptions::tree_sums: false for a pass of a rank that has no more samples while others have.
+  bool has_sample = true;
 };
 
 /// Data parallelism in which parameters, gradients and optimizer state may each be cut over the data ranks
@@ -91,6 +93,9 @@ class Zero {
   /// rank has none. grad() is this rank's part of the reduced gradient, after finish_gradients().
   [[nodiscard]] const NamedTensors& pieces() const noexcept;
 
+  /// With ZeroOptions::tree_sums, before the first pass of a step: how many samples it has, over all ranks.
+  void begin_step(std::int64_t num_samples);
+
   /// Around the forward pass of a stage of a pipeline; the model's own forward passes need neither.
   void begin_forward(std::size_t stage);
   void end_forward();
@@ -109,8 +114,8 @@ class Zero {
   /// of the pass.
   void zero_gradients();
 
-  /// Σ g² over the whole model, every logical element once, the same on every rank. A collective of the
-  /// world.
+  /// Σ g² over the whole model, every logical element once, the same on every rank; with tree_sums exact, so
+  /// that it does not depend on who has which elements. A collective of the world.
   [[nodiscard]] double global_grad_sum_of_squares() const;
 
   /// Whether this rank's stages have the parameter.

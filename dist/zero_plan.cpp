@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "autograd/graph.h"
+#include "dist/collectives.h"
 #include "kernels/error.h"
 #include "nn/language_model.h"
 
@@ -154,7 +155,14 @@ ZeroPlan plan_zero(nn::Module& model, const MeshShape& mesh, const ZeroOptions& 
   plan.mesh = mesh;
   plan.ranks = arrange(mesh, options);
   plan.placement = normalised(options.placement, plan.ranks);
-  plan.keep_full_gradients = options.keep_full_gradients;
+  plan.keep_full_gradients = options.keep_full_gradients || options.tree_sums;
+  plan.tree_sums = options.tree_sums;
+  if (plan.tree_sums && plan.ranks.outer > 1) {
+    throw ConfigError(
+        "ZeRO: Invariant numerics sum over all data ranks at once, and shard groups (hpZ, MiCS) in two "
+        "steps; "
+        "stage 3 without them works");
+  }
   plan.persistence_threshold = options.persistence_threshold;
 
   plan.num_stages = std::max<std::size_t>(options.stages.size(), 1);
@@ -214,6 +222,16 @@ ZeroPlan plan_zero(nn::Module& model, const MeshShape& mesh, const ZeroOptions& 
     flat.padded = (flat.elements + parts - 1) / parts * parts;
   }
   return plan;
+}
+
+LeafOwners sample_owners(const MeshShape& mesh, std::int64_t num_samples) {
+  const int dp = mesh[MeshAxis::kDp], cp = mesh[MeshAxis::kCp];
+  LeafOwners owners{.num_leaves = num_samples, .runs = {}};
+  for (int rank = 0; rank < dp * cp; ++rank) {
+    const std::int64_t begin = shard_begin(num_samples, dp, rank / cp);
+    owners.runs.push_back({begin, begin + shard_size(num_samples, dp, rank / cp)});
+  }
+  return owners;
 }
 
 }  // namespace tessera::dist

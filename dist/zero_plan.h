@@ -10,6 +10,7 @@
 
 #include "dist/mesh.h"
 #include "dist/range.h"
+#include "dist/tree_sum.h"
 #include "nn/module.h"
 
 namespace tessera::dist {
@@ -57,6 +58,9 @@ struct ZeroOptions {
   /// Where gradients are cut: sum micro-batches up in full gradients, and reduce once. 2Ψ sent instead of
   /// (g+1)Ψ, for Ψ more elements in memory until the last backward pass.
   bool keep_full_gradients = false;
+  /// Invariant numerics: a backward pass is one sample, and gradients are summed over samples in the tree of
+  /// dist/tree_sum.h, whoever has which. Implies keep_full_gradients; without kInner in several groups.
+  bool tree_sums = false;
 
   // Where parameters are cut. Counted in elements, as DeepSpeed counts them.
   std::int64_t max_live_parameters = 1'000'000'000;  ///< gathered at once, as far as prefetching goes
@@ -138,6 +142,7 @@ struct ZeroPlan {
   std::optional<std::size_t> first_stage = 0;
   int num_sharing = 1;  ///< ranks that have shared parameters
   bool keep_full_gradients = false;
+  bool tree_sums = false;
   std::int64_t persistence_threshold = 0;
 
   /// How many of this rank's stages use the flat.
@@ -156,6 +161,10 @@ struct ZeroPlan {
 ///          ranks_per_shard_group that do not divide the data ranks; a parameter that is a partial sum on
 ///          some axis.
 [[nodiscard]] ZeroPlan plan_zero(nn::Module& model, const MeshShape& mesh, const ZeroOptions& options);
+
+/// Which samples of a step each data rank has, as the engine deals them out: the d-th dp index has the d-th
+/// of dp runs, and with it all of its cp ranks.
+[[nodiscard]] LeafOwners sample_owners(const MeshShape& mesh, std::int64_t num_samples);
 
 /// Bytes that one rank holds between two steps.
 struct ZeroMemory {

@@ -102,6 +102,7 @@ std::vector<ZeroTraffic> predict_traffic(const ZeroPlan& plan, const MeshShape::
   const int p = data_rank % inner, q = data_rank / inner;
   const auto [parameters, gradients, optimizer] = plan.placement;
   const bool every_time = !plan.keep_full_gradients;
+  const std::int64_t nodes = longest_list(sample_owners(plan.mesh, accumulation * plan.mesh[MeshAxis::kDp]));
   Ledger ledger;
   for (const ZeroFlat& flat : plan.flats) {
     const std::int64_t slice = flat.padded / inner, piece = slice / outer;  // of a flat cut that far
@@ -113,7 +114,16 @@ std::vector<ZeroTraffic> predict_traffic(const ZeroPlan& plan, const MeshShape::
     const DType dtype = flat.gradient_dtype;
     // Where gradients are cut, a pass through a stage ends with the sum over ranks.
     const std::int64_t passes = accumulation * static_cast<std::int64_t>(plan.stages_using(flat));
-    if (optimizer == Spread::kWhole) {
+    if (plan.tree_sums) {
+      // Nodes of the tree go to whoever adds them up, and the sum from there to all: see dist/tree_sum.h.
+      const std::int64_t share = (flat.padded + inner - 1) / inner;
+      ledger.add(names.data, Collective::kAllToAll, nodes * share, dtype, inner, data_rank, 1);
+      if (optimizer == Spread::kWhole) {
+        ledger.add(names.data, Collective::kAllGather, share, dtype, inner, data_rank, 1);
+      } else if (parameters == Spread::kWhole) {
+        ledger.add(names.inner, Collective::kAllGather, slice, flat.dtype, inner, p, 1);
+      }
+    } else if (optimizer == Spread::kWhole) {
       ledger.add(names.data, Collective::kAllReduce, flat.padded, dtype, inner * outer, data_rank, 1);
     } else {
       ledger.add(names.inner, Collective::kReduceScatter, slice, dtype, inner, p,

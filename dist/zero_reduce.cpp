@@ -11,6 +11,9 @@
 // in place, in the buffer: a rank's result is its own slice. Where gradients are cut, the slice is added to
 // `accumulated` and the buffer dropped, for each micro-batch; the steps that optimizer state is cut further
 // than gradients are made once, after the last micro-batch.
+//
+// In Invariant numerics a pass is one sample, and its gradients, when the pass has ended, a leaf of a tree
+// (dist/tree_sum.h). After the last pass the ranks exchange the nodes that they have.
 
 #include <fmt/format.h>
 
@@ -108,11 +111,21 @@ bool ZeroReduce::keeps_full() const {
 // wait for the others.
 bool ZeroReduce::is_due(std::size_t flat) const {
   if (pass_.gradients == BackwardPass::Gradients::kInputs) return false;
+  if (set_.plan.tree_sums) return false;  // a sum of samples begins when the last one is complete
   if (flats_[flat].stages_left == 0) return true;
   return set_.plan.placement.gradients != Spread::kWhole && !keeps_full();
 }
 
+void ZeroReduce::begin_step(LeafOwners samples) {
+  samples_ = std::move(samples);
+  const LeafRange own = samples_.runs[static_cast<std::size_t>(set_.data_rank)];
+  for (const std::size_t flat : order_) set_.memory[flat].samples = {own, samples_.num_leaves};
+}
+
 void ZeroReduce::begin_backward(const BackwardPass& pass) {
+  if (set_.plan.tree_sums && samples_.num_leaves == 0)
+    throw AutogradError(
+        "Zero: with tree_sums, begin_step() comes before the first begin_backward() of a step");
   pass_ = pass;
   in_backward_ = true;
   num_started_ = num_done_ = 0;
@@ -173,7 +186,40 @@ bool ZeroReduce::unit_is_complete(std::size_t unit) const {
 void ZeroReduce::end_backward() {
   while (num_started_ < due_.size()) start(due_[num_started_++]);
   advance(0);
+  if (set_.plan.tree_sums) add_sample();
   in_backward_ = false;
+}
+
+// --- The tree over samples ---------------------------------------------------------------------------------
+
+void ZeroReduce::add_sample() {
+  for (const std::size_t index : order_) {
+    ensure_buffer(index);
+    for (const std::size_t parameter : set_.plan.flats[index].parameters) attach(parameter);
+    const CategoryScope category(MemoryCategory::kGradient);
+    FlatMemory& memory = set_.memory[index];
+    if (pass_.has_sample) memory.samples.add(memory.gradients);
+    if (!pass_.last) {
+      memory.gradients.zero();
+      continue;
+    }
+    sum_samples(index);
+    flats_[index].step = Step::kDone;
+    memory.samples = {};
+  }
+}
+
+void ZeroReduce::sum_samples(std::size_t index) {
+  const ZeroFlat& plan = set_.plan.flats[index];
+  FlatMemory& memory = set_.memory[index];
+  if (set_.plan.placement.optimizer == Spread::kWhole) {
+    tree_all_reduce(memory.samples.nodes(), samples_, *set_.groups.data, memory.gradients);
+    return;
+  }
+  const Range slice = set_.slice(plan, set_.plan.placement.optimizer);
+  Tensor own = memory.gradients.slice(0, slice.begin, slice.end);
+  tree_reduce_scatter(memory.samples.nodes(), samples_, *set_.groups.data, own);
+  if (set_.plan.placement.gradients != Spread::kWhole) finish(index);
 }
 
 // --- The sum over ranks ------------------------------------------------------------------------------------
@@ -311,9 +357,11 @@ Tensor ZeroReduce::gradient_piece(std::size_t parameter, Range part) const {
 // Of a step that was given up there may be gradients outside of buffers, which the next pass would take in:
 // those that the program replaced, and those that autograd made before there was a buffer.
 void ZeroReduce::zero() {
+  samples_ = {};
   stages_left_ = set_.plan.num_stages;
   for (const std::size_t flat : order_) {
     flats_[flat].stages_left = set_.plan.stages_using(set_.plan.flats[flat]);
+    set_.memory[flat].samples = {};
     Tensor result = home(flat);
     result.zero();
     if (set_.plan.placement.gradients != Spread::kWhole) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "dist/mesh.h"
+#include "dist/tree_sum.h"
 #include "dist/zero.h"
 #include "dist/zero_plan.h"
 #include "tensor/tensor.h"
@@ -18,7 +19,8 @@ struct FlatMemory {
   Tensor elements;   ///< [padded]; parameters are views of it. Its storage comes and goes where they are cut
   Tensor shard;      ///< this rank's slice of it, where parameters are cut
   Tensor gradients;  ///< [padded]; this rank's own sum. Where gradients are cut, only in backward passes
-  Tensor accumulated;  ///< this rank's slice of the sum over ranks, where gradients are cut
+  Tensor accumulated;       ///< this rank's slice of the sum over ranks, where gradients are cut
+  TreeAccumulator samples;  ///< Invariant numerics: sums of whole samples, of which `gradients` is one
 };
 
 struct ZeroGroups {
@@ -122,6 +124,8 @@ class ZeroReduce {
  public:
   explicit ZeroReduce(FlatSet& flats);
 
+  /// Invariant numerics: the samples of the step.
+  void begin_step(LeafOwners samples);
   void begin_backward(const BackwardPass& pass);
   void end_backward();
   /// The backward pass of a unit begins: its gradients will be added to one buffer.
@@ -164,8 +168,11 @@ class ZeroReduce {
   [[nodiscard]] std::size_t may_be_under_way() const;
   void advance(std::size_t may_be_under_way);
   void drop_buffer(std::size_t flat);
+  void add_sample();
+  void sum_samples(std::size_t flat);
 
   FlatSet& set_;
+  LeafOwners samples_;
   std::vector<std::size_t> order_;  // of reductions: trainable flats, the last used first
   std::vector<std::size_t> due_;    // of order_, those that are reduced in the pass under way
   std::vector<Flat> flats_;

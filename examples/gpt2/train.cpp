@@ -18,6 +18,7 @@
 #include "data/atomic_file.h"
 #include "data/prepare.h"
 #include "data/tokenizer.h"
+#include "dist/parameter_hash.h"
 #include "dist/pipeline.h"
 #include "dist/pipeline_drawing.h"
 #include "dist/pipeline_simulation.h"
@@ -200,6 +201,11 @@ void train(const TrainOptions& options, dist::Job& job) {
     if (log_failure) std::rethrow_exception(log_failure);
   });
   if (!stopped) validate();
+  if (options.config.numerics == dist::Config::Numerics::kInvariant) {
+    // Of what the loss was, in every layout: the same run has the same.
+    const std::uint64_t hash = dist::parameter_hash(trainer.engine());
+    job.log(fmt::format("parameters have the hash {:016x}", hash));
+  }
   if (options.comm_summary) job.log(trainer.engine().comm_summary().table());
   job.log(stopped ? fmt::format("stopped after step {}; saved in {}, go on with --resume",
                                 with_commas(trainer.steps_done()), options.out.string())

@@ -32,7 +32,7 @@ const std::map<std::string, Progress> kProgress{{"auto", Progress::kAuto},
 struct Flags {
   std::string config;
   std::optional<std::string> data, out, model, dtype, log, csv, progress, mesh, recompute, schedule,
-      partition;
+      partition, numerics;
   std::optional<std::int64_t> steps, batch, micro_batch, seq, warmup, eval_every, eval_tokens, save_every,
       keep;
   std::optional<double> lr, min_lr, weight_decay, clip, dropout;
@@ -78,6 +78,12 @@ void add_options(CLI::App& app, Flags& flags) {
          "Run blocks again in backward, to keep less: full (what the bare flag means), selective (what is "
          "cheap), none [none]")
       ->expected(0, 1)
+      ->type_name("MODE")
+      ->group(kGroupModel);
+
+  app.add_option("--numerics", flags.numerics,
+                 "fast; or invariant: the same bits with any ranks, mesh, micro-batch and threads, in more "
+                 "time [fast]")
       ->type_name("MODE")
       ->group(kGroupModel);
 
@@ -235,6 +241,9 @@ void apply_flags(const Flags& flags, TrainOptions& options) {
     options.config.recompute.mode =
         flags.recompute->empty() ? Mode::kFull : choose("recompute", kModes, *flags.recompute);
   }
+  static const std::map<std::string, Config::Numerics> kNumerics{{"fast", Config::Numerics::kFast},
+                                                                 {"invariant", Config::Numerics::kInvariant}};
+  if (flags.numerics) options.config.numerics = choose("numerics", kNumerics, *flags.numerics);
   if (flags.mesh) {
     std::set<tessera::MeshAxis> named;
     options.config.mesh = tessera::dist::MeshShape::parse(*flags.mesh, &named);

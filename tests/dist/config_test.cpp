@@ -77,6 +77,8 @@ const std::vector<KeyRow>& keys() {
       {"optimizer.params.adjust_lr_fn",
        R"({"optimizer": {"type": "Muon", "params": {"adjust_lr_fn": "match_rms_adamw"}}})",
        [](C c) { return c.optimizer.adjust_lr_fn == "match_rms_adamw"; }},
+      {"numerics", R"({"numerics": "invariant"})",
+       [](C c) { return c.numerics == Config::Numerics::kInvariant; }},
       {"bf16.enabled", R"({"bf16": {"enabled": true}})", [](C c) { return c.dtype == kBF16; }},
       {"fp16.enabled", R"({"fp16": {"enabled": true}})", [](C c) { return c.dtype == kF16; }},
       {"fp16.loss_scale", R"({"fp16": {"loss_scale": 128}})", [](C c) { return c.fp16.loss_scale == 128; }},
@@ -299,6 +301,7 @@ TEST(Config, SaysWhatAValueShouldBe) {
   expect_parts(error_of(R"({"gradient_clipping": true})"), {"must be a number", "true"});
   expect_parts(error_of(R"({"bf16": {"enabled": 1}})"),
                {"config.json: bf16: 'enabled' must be true or false"});
+  expect_parts(error_of(R"({"numerics": "invariable"})"), {"numerics", "did you mean 'invariant'"});
   expect_parts(error_of(R"({"bf16": true})"), {"'bf16' must be an object"});
   expect_parts(error_of(R"({"optimizer": {"type": 3}})"), {"'type' must be a string"});
   expect_parts(error_of(R"({"optimizer": {"params": {"betas": 0.9}}})"), {"must be an array of numbers"});

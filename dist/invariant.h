@@ -1,0 +1,39 @@
+#pragma once
+
+// Invariant numerics as a whole: what it refuses, and what it switches. How each kind of sum is made the same
+// in every layout stands in
+//
+//   tree_sum.h           gradients over samples, products over pieces of what tp cuts
+//   exact_sum.h          the norm of gradients
+//
+// and docs/invariance.md explains it.
+
+#include "dist/config.h"
+#include "dist/mesh.h"
+#include "nn/language_model.h"
+
+namespace tessera {
+class RankContext;
+}
+
+namespace tessera::dist {
+
+/// Errors   ConfigError for what would not have the bits of one rank, with the reason and the nearest that
+///          works.
+void check_invariant(const nn::LanguageModel& model, const Config& config, const Mesh& mesh);
+
+/// Matrix products of this rank go through loops in which an element depends on its row, its column and the
+/// inner size alone (KernelContext::invariant_products), for the length of a scope.
+class InvariantProducts {
+ public:
+  InvariantProducts();
+  ~InvariantProducts();
+  InvariantProducts(const InvariantProducts&) = delete;
+  InvariantProducts& operator=(const InvariantProducts&) = delete;
+
+ private:
+  RankContext& context_;
+  bool previous_;
+};
+
+}  // namespace tessera::dist

@@ -1,0 +1,43 @@
+#include "dist/parameter_hash.h"
+
+#include <span>
+
+namespace tessera::dist {
+namespace {
+
+class Fnv1a {
+ public:
+  void add(std::span<const std::byte> bytes) {
+    for (const std::byte byte : bytes) state_ = (state_ ^ static_cast<std::uint64_t>(byte)) * 0x100000001b3u;
+  }
+  [[nodiscard]] std::uint64_t value() const { return state_; }
+
+ private:
+  std::uint64_t state_ = 0xcbf29ce484222325u;
+};
+
+}  // namespace
+
+std::vector<std::pair<std::string, std::uint64_t>> parameter_hashes(Engine& engine) {
+  std::vector<std::pair<std::string, std::uint64_t>> hashes;
+  const CheckpointSources sources = engine.checkpoint_sources();
+  for (const auto& info : sources.model.tensors) {
+    const Tensor whole = sources.model.get(info.name).contiguous();
+    Fnv1a hash;
+    hash.add({static_cast<const std::byte*>(whole.view().data),
+              static_cast<std::size_t>(whole.num_elements()) * size_bytes(whole.dtype())});
+    hashes.emplace_back(info.name, hash.value());
+  }
+  return hashes;
+}
+
+std::uint64_t parameter_hash(Engine& engine) {
+  Fnv1a all;
+  for (const auto& [name, hash] : parameter_hashes(engine)) {
+    all.add(std::as_bytes(std::span(name)));
+    all.add(std::as_bytes(std::span(&hash, 1)));
+  }
+  return all.value();
+}
+
+}  // namespace tessera::dist

@@ -1,0 +1,36 @@
+#pragma once
+
+// A training run whose every bit is compared: of each step's loss and gradient norm, and of all parameters.
+// What a layout could get wrong is in it: dropout, tied embeddings, an odd vocabulary, a length and widths
+// that few numbers of ranks divide, clipping that is active, weight decay by group, samples with few or no
+// targets that count.
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "dist/config.h"
+#include "dist/engine.h"
+
+namespace tessera::dist::parity {
+
+inline constexpr const char* kInvariantGpt2 = "layers=2,heads=4,width=16,context=13,dropout=0.1";
+inline constexpr const char* kInvariantLlama =
+    "family=llama,layers=2,heads=8,kv_heads=4,width=32,hidden=22,context=13,dropout=0.1,tied=1";
+
+struct InvariantRun {
+  std::string model = kInvariantGpt2;
+  Config config;    ///< f32 unless it says otherwise
+  int threads = 1;  ///< of each rank
+  int steps = 6;
+  std::function<void(Engine&)> spoil;  ///< on every rank, before the first step: a mistake to be noticed
+};
+
+/// Reads "dp=2,tp=2 zero=3 pass=2 recompute=full sp ulysses threads=2 bf16 fast Lion ...": a row of a table.
+[[nodiscard]] InvariantRun invariant_run(const std::string& model, const std::string& layout);
+
+/// Trains on as many ranks of this process as the mesh has. Lines of text: hexadecimal losses and norms, and
+/// a hash of each parameter.
+[[nodiscard]] std::vector<std::string> bits_of(const InvariantRun& run);
+
+}  // namespace tessera::dist::parity

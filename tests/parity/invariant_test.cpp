@@ -1,0 +1,127 @@
+// Invariant numerics (tier T3): every layout, every way to cut the batch and every number of threads gives
+// the bits of one rank with one thread: of each step's loss and gradient norm, and of all parameters. And two
+// runs of one layout are equal to the bit in Fast numerics as well.
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "kernels/error.h"
+#include "tests/parity/invariant_run.h"
+
+namespace tessera::dist::parity {
+namespace {
+
+// What a layout is compared with: one rank, one thread, the whole batch in one micro-batch.
+const std::vector<std::string>& one_rank(const InvariantRun& run) {
+  static std::map<std::string, std::vector<std::string>> known;
+  const std::string key =
+      fmt::format("{} {} {}", run.model, name(run.config.dtype), run.config.optimizer.type);
+  if (!known.contains(key)) {
+    InvariantRun alone = invariant_run(run.model, "dp=1");
+    alone.config.dtype = run.config.dtype;
+    alone.config.optimizer = run.config.optimizer;
+    known[key] = bits_of(alone);
+  }
+  return known[key];
+}
+
+void expect_bits_of_one_rank(const std::string& model, const std::string& text) {
+  const InvariantRun run = invariant_run(model, text);
+  EXPECT_EQ(bits_of(run), one_rank(run)) << text;
+}
+
+std::string test_name(const std::string& layout) {
+  std::string result;
+  for (const char c : layout) result += std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
+  return result;
+}
+
+class Invariant : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(Invariant, Gpt2HasTheBitsOfOneRank) { expect_bits_of_one_rank(kInvariantGpt2, GetParam()); }
+TEST_P(Invariant, LlamaHasTheBitsOfOneRank) { expect_bits_of_one_rank(kInvariantLlama, GetParam()); }
+
+INSTANTIATE_TEST_SUITE_P(Accumulation, Invariant,
+                         ::testing::Values("dp=1 pass=1", "dp=1 pass=2", "dp=1 pass=5", "dp=1 threads=2",
+                                           "dp=1 threads=3 pass=4", "dp=1 recompute=full",
+                                           "dp=1 recompute=selective pass=3"),
+                         [](const auto& row) { return test_name(row.param); });
+INSTANTIATE_TEST_SUITE_P(DataParallel, Invariant,
+                         ::testing::Values("dp=2", "dp=2 zero=1", "dp=2 zero=2 pass=2", "dp=2 zero=3 pass=4",
+                                           "dp=3", "dp=3 zero=1 pass=1", "dp=3 zero=2", "dp=3 zero=3 pass=3",
+                                           "dp=4 pass=2", "dp=4 zero=1", "dp=4 zero=2 pass=1", "dp=4 zero=3",
+                                           "dp=5 zero=2 pass=2", "dp=5 zero=3", "dp=8 pass=1", "dp=8 zero=1",
+                                           "dp=8 zero=2", "dp=8 zero=3",
+                                           "dp=3 zero=3 recompute=full threads=2",
+                                           "dp=2 zero=2 full-gradients"),
+                         [](const auto& row) { return test_name(row.param); });
+INSTANTIATE_TEST_SUITE_P(Optimizers, Invariant,
+                         ::testing::Values("dp=3 zero=2 SGD", "dp=2 zero=3 Adagrad", "dp=3 zero=1 Lion",
+                                           "dp=3 Lamb", "dp=2 zero=3 Muon", "dp=3 zero=1 Muon"),
+                         [](const auto& row) { return test_name(row.param); });
+INSTANTIATE_TEST_SUITE_P(OtherTypes, Invariant,
+                         ::testing::Values("dp=3 zero=2 f64", "dp=3 zero=3 bf16 pass=2",
+                                           "dp=4 bf16 threads=2"),
+                         [](const auto& row) { return test_name(row.param); });
+
+// --- Fast numerics -----------------------------------------------------------------------------------------
+
+// What the tables above can notice: without the mode, nearly every way to cut a run has bits of its own.
+TEST(FastNumerics, DifferInBitsFromLayoutToLayout) {
+  const char* const layouts[] = {"dp=1 pass=1", "dp=1 pass=5", "dp=2", "dp=2 zero=3 pass=2",
+                                 "dp=3 zero=1", "dp=4 zero=2", "dp=5", "dp=8 zero=3",
+                                 "tp=2",        "tp=3 sp",     "tp=4", "dp=2,tp=2",
+                                 "cp=2",        "cp=2 ulysses"};
+  const std::vector<std::string> alone = bits_of(invariant_run(kInvariantGpt2, "dp=1 fast"));
+  std::string equal;
+  for (const char* text : layouts) {
+    if (bits_of(invariant_run(kInvariantGpt2, std::string(text) + " fast")) == alone)
+      equal += std::string(text) + "; ";
+  }
+  EXPECT_EQ(equal, "") << "these have the bits of one rank in Fast numerics, and prove nothing above";
+}
+
+class FastNumericsRuns : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(FastNumericsRuns, AreEqualToTheBitFromRunToRun) {
+  for (const char* model : {kInvariantGpt2, kInvariantLlama}) {
+    const InvariantRun run = invariant_run(model, std::string(GetParam()) + " fast");
+    EXPECT_EQ(bits_of(run), bits_of(run)) << GetParam();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Layouts, FastNumericsRuns,
+                         ::testing::Values("dp=1 threads=3", "dp=3 zero=1 threads=2", "dp=2 zero=2 pass=2",
+                                           "dp=4 zero=3 recompute=full", "tp=3 sp", "cp=2", "cp=3 ulysses",
+                                           "dp=2,tp=2 zero=3 sp threads=2", "dp=2,cp=2,tp=2 zero=2",
+                                           "dp=4 hpz=2 Lamb", "dp=2 bf16", "dp=3 zero=1 Muon"),
+                         [](const auto& row) { return test_name(row.param); });
+
+// --- Refusals ----------------------------------------------------------------------------------------------
+
+struct Refused {
+  const char* name;
+  const char* layout;
+  const char* message;
+};
+class InvariantRefusals : public ::testing::TestWithParam<Refused> {};
+INSTANTIATE_TEST_SUITE_P(
+    Layouts, InvariantRefusals,
+    ::testing::Values(Refused{"TensorParallel", "tp=2", "give those ranks to dp"},
+                      Refused{"ShardGroups", "dp=4 mics=2", "stage 3 without them works"},
+                      Refused{"LambOverPieces", "dp=2 zero=1 Lamb", "AdamW and Muon work"}),
+    [](const auto& row) { return std::string(row.param.name); });
+
+TEST_P(InvariantRefusals, NameWhatWorks) {
+  try {
+    static_cast<void>(bits_of(invariant_run(kInvariantLlama, GetParam().layout)));
+    FAIL() << "not refused";
+  } catch (const ConfigError& error) {
+    EXPECT_NE(std::string(error.what()).find(GetParam().message), std::string::npos) << error.what();
+  }
+}
+
+}  // namespace
+}  // namespace tessera::dist::parity
