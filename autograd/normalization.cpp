@@ -72,6 +72,11 @@ namespace {
 // A parameter as the kernel wants it; an undefined one stays undefined.
 Tensor side_by_side(const Tensor& x) { return x.defined() ? with_unit_stride(x) : x; }
 kernels::ConstView view_or_null(const Tensor& x) { return x.defined() ? x.view() : kernels::ConstView(); }
+// A statistic of the rows [B·t] of x, of the tokens of all ranks.
+Tensor gathered_statistic(const TokenRanks& ranks, const Tensor& statistic, const Tensor& x) {
+  const Tensor all = ranks.gather(statistic.reshape({x.dim(0), x.dim(1), 1}));
+  return all.reshape({all.num_elements()});
+}
 
 // What the backward pass of both forms of LayerNorm does. With n = (x − mean)·inv_std and g = dy·gain:
 //   dx = inv_std·(g − mean(g) − n·mean(g·n)),   dgain = Σ dy·n,   dbias = Σ dy
@@ -80,7 +85,18 @@ kernels::ConstView view_or_null(const Tensor& x) { return x.defined() ? x.view()
 struct LayerNormGrads {
   Tensor dx, dgain, dbias;
   LayerNormGrads(const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& bias,
-                 const Tensor& mean, const Tensor& inv_std, bool need_x, bool need_gain, bool need_bias) {
+                 const Tensor& mean, const Tensor& inv_std, const TokenRanks* ranks, bool need_x,
+                 bool need_gain, bool need_bias) {
+    if (ranks != nullptr && (need_gain || need_bias)) {
+      if (need_x) dx = LayerNormGrads(dy, x, gain, bias, mean, inv_std, nullptr, true, false, false).dx;
+      const LayerNormGrads all(ranks->gather(dy), ranks->gather(x), gain, bias,
+                               gathered_statistic(*ranks, mean, x), gathered_statistic(*ranks, inv_std, x),
+                               nullptr, false, need_gain, need_bias);
+      dgain = all.dgain, dbias = all.dbias;
+      if (!ranks->counts && need_gain) dgain.zero();
+      if (!ranks->counts && need_bias) dbias.zero();
+      return;
+    }
     const Tensor dy_rows = as_rows(dy);
     const Tensor x_rows = as_rows(x);
     kernels::View dx_view, dgain_view, dbias_view;
@@ -99,7 +115,8 @@ struct LayerNormGrads {
 
 }  // namespace
 
-Tensor layer_norm(const Tensor& x, const Tensor& gain, const Tensor& bias, double epsilon) {
+Tensor layer_norm(const Tensor& x, const Tensor& gain, const Tensor& bias, double epsilon,
+                  const TokenRanksPtr& ranks) {
   check_floating("layer_norm", x);
   check_row_parameter("layer_norm", "gain", gain, x);
   if (bias.defined()) check_row_parameter("layer_norm", "bias", bias, x);
@@ -113,14 +130,15 @@ Tensor layer_norm(const Tensor& x, const Tensor& gain, const Tensor& bias, doubl
                               mean.mutable_view(), inv_std.mutable_view());
   return record(
       "layer_norm", laid_out(y.reshape(x.shape()), layout), {x, gain, bias},
-      [x = saved(x), gain = saved(gain), bias, mean, inv_std](const Tensor& dy, Needs needs) -> Grads {
-        LayerNormGrads g(dy, x.get(), gain.get(), bias, mean, inv_std, needs[0], needs[1], needs[2]);
+      [x = saved(x), gain = saved(gain), bias, mean, inv_std, ranks](const Tensor& dy, Needs needs) -> Grads {
+        LayerNormGrads g(dy, x.get(), gain.get(), bias, mean, inv_std, ranks.get(), needs[0], needs[1],
+                         needs[2]);
         return {g.dx, g.dgain, g.dbias};
       });
 }
 
 ResidualNorm add_layer_norm(const Tensor& x, const Tensor& residual, const Tensor& gain, const Tensor& bias,
-                            double epsilon) {
+                            double epsilon, const TokenRanksPtr& ranks) {
   check_floating("add_layer_norm", x);
   if (x.shape() != residual.shape() || x.dtype() != residual.dtype()) {
     throw ShapeError(fmt::format("add_layer_norm: x is {} and the residual {}; they must be alike",
@@ -147,18 +165,48 @@ ResidualNorm add_layer_norm(const Tensor& x, const Tensor& residual, const Tenso
   Tensor outputs[] = {laid_out(sum_rows.reshape(x.shape()), sum_layout),
                       laid_out(y_rows.reshape(x.shape()), layout)};
   record_many("add_layer_norm", outputs, {x, residual, gain, bias},
-              [sum = saved_output(outputs[0]), gain = saved(gain), bias, mean, inv_std](
+              [sum = saved_output(outputs[0]), gain = saved(gain), bias, mean, inv_std, ranks](
                   std::span<const Tensor> dys, Needs needs) -> Grads {
                 if (!dys[1].defined()) return {dys[0], dys[0]};
-                LayerNormGrads g(dys[1], sum.get(), gain.get(), bias, mean, inv_std, needs[0] || needs[1],
-                                 needs[2], needs[3]);
+                LayerNormGrads g(dys[1], sum.get(), gain.get(), bias, mean, inv_std, ranks.get(),
+                                 needs[0] || needs[1], needs[2], needs[3]);
                 if (g.dx.defined() && dys[0].defined()) g.dx.add_scaled(dys[0]);
                 return {g.dx, g.dx, g.dgain, g.dbias};
               });
   return {outputs[0], outputs[1]};
 }
 
-Tensor rms_norm(const Tensor& x, const Tensor& gain, double epsilon) {
+namespace {
+
+struct RmsNormGrads {
+  Tensor dx, dgain;
+  RmsNormGrads(const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& inv_rms,
+               const TokenRanks* ranks, bool need_x, bool need_gain) {
+    if (ranks != nullptr && need_gain) {
+      if (need_x) dx = RmsNormGrads(dy, x, gain, inv_rms, nullptr, true, false).dx;
+      dgain = RmsNormGrads(ranks->gather(dy), ranks->gather(x), gain, gathered_statistic(*ranks, inv_rms, x),
+                           nullptr, false, true)
+                  .dgain;
+      if (!ranks->counts) dgain.zero();
+      return;
+    }
+    const Tensor dy_rows = as_rows(dy);
+    kernels::View dx_view, dgain_view;
+    if (need_x) {
+      dx = empty_like(dy);
+      dx_view = dx.reshape(dy_rows.shape()).mutable_view();
+    }
+    if (need_gain) dgain = parameter_gradient(gain), dgain_view = dgain.mutable_view();
+    const Tensor gain_values = need_x ? with_unit_stride(gain) : Tensor();
+    normalization(dy).rms_norm_backward(dy_rows.view(), as_rows(x).view(), view_or_null(gain_values),
+                                        inv_rms.view(), need_x ? &dx_view : nullptr,
+                                        need_gain ? &dgain_view : nullptr);
+  }
+};
+
+}  // namespace
+
+Tensor rms_norm(const Tensor& x, const Tensor& gain, double epsilon, const TokenRanksPtr& ranks) {
   check_floating("rms_norm", x);
   check_row_parameter("rms_norm", "gain", gain, x);
   const Layout layout = layout_rules::rows("rms_norm", {{"x", x}, {"gain", gain}});
@@ -170,20 +218,9 @@ Tensor rms_norm(const Tensor& x, const Tensor& gain, double epsilon) {
 
   // With g = dy·gain and n = x·inv_rms:  dx = inv_rms·(g − n·mean(g·n)),  dgain = Σ dy·n
   return record("rms_norm", laid_out(y.reshape(x.shape()), layout), {x, gain},
-                [x = saved(x), gain = saved(gain), inv_rms](const Tensor& dy, Needs needs) -> Grads {
-                  const Tensor dy_rows = as_rows(dy);
-                  Tensor dx, dgain;
-                  kernels::View dx_view, dgain_view;
-                  if (needs[0]) {
-                    dx = empty_like(dy);
-                    dx_view = dx.reshape(dy_rows.shape()).mutable_view();
-                  }
-                  if (needs[1]) dgain = parameter_gradient(gain.get()), dgain_view = dgain.mutable_view();
-                  const Tensor gain_values = needs[0] ? with_unit_stride(gain.get()) : Tensor();
-                  normalization(dy).rms_norm_backward(
-                      dy_rows.view(), as_rows(x.get()).view(), view_or_null(gain_values), inv_rms.view(),
-                      needs[0] ? &dx_view : nullptr, needs[1] ? &dgain_view : nullptr);
-                  return {dx, dgain};
+                [x = saved(x), gain = saved(gain), inv_rms, ranks](const Tensor& dy, Needs needs) -> Grads {
+                  RmsNormGrads g(dy, x.get(), gain.get(), inv_rms, ranks.get(), needs[0], needs[1]);
+                  return {g.dx, g.dgain};
                 });
 }
 

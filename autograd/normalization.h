@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <vector>
 
 #include "kernels/random_key.h"
@@ -12,10 +14,21 @@ namespace tessera {
 [[nodiscard]] Tensor softmax(const Tensor& x, int dim = -1);
 [[nodiscard]] Tensor log_softmax(const Tensor& x, int dim = -1);
 
+/// The other ranks that have tokens of the same sequences, for gradients of gain and bias whose bits are not
+/// to depend on that: they are then sums over the tokens of all, in the order of one rank that has them all.
+struct TokenRanks {
+  /// x [B, t, ...] of this rank → [B, T, ...] of all, in order. Called in backward passes, by all of them.
+  std::function<Tensor(const Tensor& x)> gather;
+  /// Gradients of parameters are summed over the ranks later: one of them gives the sum, the others 0.
+  bool counts = true;
+};
+/// Null: x has all tokens that there are, or each rank's gradients are the sums over its own.
+using TokenRanksPtr = std::shared_ptr<const TokenRanks>;
+
 /// y = (x − mean) / √(variance + ε) · gain + bias over the last dimension (Ba et al., 2016).
-/// Shapes    x [..., D], gain [D], bias [D] or undefined → [..., D]
+/// Shapes    x [..., D], gain [D], bias [D] or undefined → [..., D]; with `ranks` x is [B, t, D]
 [[nodiscard]] Tensor layer_norm(const Tensor& x, const Tensor& gain, const Tensor& bias,
-                                double epsilon = 1e-5);
+                                double epsilon = 1e-5, const TokenRanksPtr& ranks = nullptr);
 
 /// What a pre-norm residual block does between two sublayers, in one pass over memory.
 struct ResidualNorm {
@@ -23,10 +36,12 @@ struct ResidualNorm {
   Tensor normalized;  ///< layer_norm(sum)
 };
 [[nodiscard]] ResidualNorm add_layer_norm(const Tensor& x, const Tensor& residual, const Tensor& gain,
-                                          const Tensor& bias, double epsilon = 1e-5);
+                                          const Tensor& bias, double epsilon = 1e-5,
+                                          const TokenRanksPtr& ranks = nullptr);
 
 /// y = x / √(mean(x²) + ε) · gain over the last dimension (Zhang & Sennrich, 2019). Shapes as layer_norm.
-[[nodiscard]] Tensor rms_norm(const Tensor& x, const Tensor& gain, double epsilon = 1e-5);
+[[nodiscard]] Tensor rms_norm(const Tensor& x, const Tensor& gain, double epsilon = 1e-5,
+                              const TokenRanksPtr& ranks = nullptr);
 
 /// Zeroes each element with probability p and scales the rest by 1/(1 − p) (Srivastava et al., 2014). The
 /// mask is a function of the key and of each element's global index: element i of x (row-major) has index

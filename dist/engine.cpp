@@ -14,6 +14,7 @@
 #include "dist/collectives.h"
 #include "dist/engine_layout.h"
 #include "dist/invariant.h"
+#include "dist/invariant_loss.h"
 #include "dist/optimizer_factory.h"
 #include "dist/pipeline.h"
 #include "dist/vocab_parallel.h"
@@ -124,7 +125,8 @@ StepReport Engine::train_step(const SampleSource& source, std::int64_t num_sampl
   const std::vector<MicroBatch> all = micro_batches(source, num_samples);
   if (parts_->pipeline != nullptr) {
     const auto loss = [this](const Tensor& logits, const MicroBatch& micro_batch) {
-      return checked(loss_of(Tensor(logits), micro_batch.targets), micro_batch) * backward_scale();
+      const Tensor loss = loss_of(Tensor(logits), micro_batch.targets);
+      return checked(loss, loss.item(), micro_batch) * backward_scale();
     };
     parts_->pipeline->train(
         *parts_->zero, all,
@@ -253,12 +255,17 @@ std::string Engine::find_culprit(const MicroBatch& micro_batch) {
 Tensor Engine::forward(const MicroBatch& micro_batch) {
   refuse_parts("forward");
   set_context(micro_batch.first_sample);
-  return checked(loss_sum(micro_batch.ids, micro_batch.targets), micro_batch);
+  if (is_invariant()) {
+    const InvariantLoss loss =
+        invariant_cross_entropy(model_.logits(micro_batch.ids), micro_batch.targets, model_.vocab(), mesh_);
+    return checked(loss.sum, loss.whole, micro_batch);
+  }
+  const Tensor loss = loss_sum(micro_batch.ids, micro_batch.targets);
+  return checked(loss, loss.item(), micro_batch);
 }
 
-// The loss, once it is known to be finite and counted.
-Tensor Engine::checked(const Tensor& loss, const MicroBatch& micro_batch) {
-  const double value = loss.item();
+// The loss, once its value is known to be finite and counted.
+Tensor Engine::checked(const Tensor& loss, double value, const MicroBatch& micro_batch) {
   if (!std::isfinite(value)) {
     throw NonFiniteError(fmt::format("step {}: the loss is {}: {}", steps_done_ + 1,
                                      std::isnan(value) ? "NaN" : "infinite", find_culprit(micro_batch)));
@@ -369,7 +376,7 @@ void Engine::share_figures(StepReport& report) {
 
 // In the order of the samples. Each has its loss from one rank, and 0 from all others.
 double Engine::sum_of_sample_losses() {
-  if (mesh_.index(kTp) != 0) std::ranges::fill(sample_losses_, 0.0);
+  if (mesh_.index(kTp) != 0 || mesh_.index(kCp) != 0) std::ranges::fill(sample_losses_, 0.0);
   mesh_.world().all_reduce(buffer_of(sample_losses_));
   return std::accumulate(sample_losses_.begin(), sample_losses_.end(), 0.0);
 }

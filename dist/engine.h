@@ -174,7 +174,7 @@ class Engine {
   }
   [[nodiscard]] Tensor loss_sum(const Tensor& ids, const Tensor& targets);
   [[nodiscard]] Tensor loss_of(Tensor&& logits, const Tensor& targets);
-  [[nodiscard]] Tensor checked(const Tensor& loss, const MicroBatch& micro_batch);
+  [[nodiscard]] Tensor checked(const Tensor& loss, double value, const MicroBatch& micro_batch);
   [[nodiscard]] double backward_scale();
   [[nodiscard]] Tensor next_logits(const Tensor& ids, nn::KvCache* cache);
   void refuse_parts(const char* call) const;

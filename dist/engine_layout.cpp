@@ -55,7 +55,9 @@ LaidOut lay_out_for_engine(nn::LanguageModel& model, const Config& config, const
                            const EngineOptions& options) {
   model.to(config.dtype);
   const Plan plan = options.plan.empty() ? tensor_parallel_plan(model, mesh.size(kTp)) : options.plan;
-  return lay_out(model, plan, mesh, {.sequence_parallel = config.sequence_parallel});
+  return lay_out(model, plan, mesh,
+                 {.sequence_parallel = config.sequence_parallel,
+                  .invariant = config.numerics == Config::Numerics::kInvariant});
 }
 
 void replace_attention(nn::LanguageModel& model, const Config& config, const Mesh& mesh,

@@ -3,8 +3,11 @@
 // Invariant numerics as a whole: what it refuses, and what it switches. How each kind of sum is made the same
 // in every layout stands in
 //
-//   tree_sum.h           gradients over samples, products over pieces of what tp cuts
-//   exact_sum.h          the norm of gradients
+//   tree_sum.h            gradients over samples: the tree
+//   invariant_linear.h    products over what tp cuts
+//   invariant_loss.h      the vocabulary, and the loss of a sample
+//   invariant_tokens.h    gradients over tokens that sequence parallelism or cp cuts
+//   exact_sum.h           the norm of gradients
 //
 // and docs/invariance.md explains it.
 

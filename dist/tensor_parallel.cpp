@@ -4,18 +4,24 @@
 
 #include <algorithm>
 #include <memory>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "autograd/grad_mode.h"
 #include "autograd/indexing.h"
 #include "dist/collectives.h"
+#include "dist/invariant_linear.h"
+#include "dist/invariant_tokens.h"
 #include "dist/vocab_parallel.h"
 #include "kernels/error.h"
 #include "kernels/suggest.h"
 #include "nn/causal_self_attention.h"
 #include "nn/embedding.h"
+#include "nn/layer_norm.h"
 #include "nn/linear.h"
 #include "nn/multi_head_attention.h"
+#include "nn/rms_norm.h"
 #include "nn/token_positions.h"
 #include "optim/parameter_groups.h"
 #include "tensor/context.h"
@@ -29,14 +35,17 @@ constexpr int kTokenDim = 1;  // of [B, T, D]
 
 // --- Doors: what happens to activations --------------------------------------------------------------------
 
-Tensor enter(const Tensor& x, const Mesh& mesh, bool sequence_parallel) {
-  if (!sequence_parallel) return copy_to_ranks(x, mesh, kTp);
-  const std::int64_t tokens = nn::tokens_of_tp_peers();
-  return all_gather(x, kTokenDim, mesh, kTp, tokens == 0 ? -1 : tokens);
+// Invariant layers reduce their own gradients: what comes in is I, and needs no copy_to_ranks.
+Tensor enter(const Tensor& x, const Mesh& mesh, const TensorParallelOptions& options) {
+  if (options.invariant) return options.sequence_parallel ? gather_tokens(x, mesh, kTp, tokens_over_tp()) : x;
+  return options.sequence_parallel ? all_gather(x, kTokenDim, mesh, kTp, tokens_over_tp())
+                                   : copy_to_ranks(x, mesh, kTp);
 }
 
-Tensor leave(const Tensor& partial, const Mesh& mesh, bool sequence_parallel) {
-  return sequence_parallel ? reduce_scatter(partial, kTokenDim, mesh, kTp) : all_reduce(partial, mesh, kTp);
+Tensor leave(const Tensor& partial, const Mesh& mesh, const TensorParallelOptions& options) {
+  if (options.sequence_parallel && !options.invariant) return reduce_scatter(partial, kTokenDim, mesh, kTp);
+  const Tensor sum = all_reduce(partial, mesh, kTp);
+  return options.sequence_parallel ? cut_tokens(sum, mesh, kTp) : sum;
 }
 
 nn::ForwardHook on_first(std::function<Tensor(const Tensor&)> change) {
@@ -93,7 +102,8 @@ Tensor select_heads(const Tensor& x, std::int64_t key_heads, const std::vector<s
 class TensorParallel {
  public:
   TensorParallel(nn::Module& model, const Mesh& mesh, const TensorParallelOptions& options)
-      : model_(model), mesh_(mesh), sequence_(options.sequence_parallel && mesh.size(kTp) > 1) {
+      : model_(model), mesh_(mesh), options_(options) {
+    options_.sequence_parallel = options.sequence_parallel && mesh.size(kTp) > 1;
     for (const nn::ParameterRecord& record : model.parameter_records()) {
       if (record.tensor.device() != meta) {
         throw DeviceError(
@@ -114,8 +124,28 @@ class TensorParallel {
 
   void apply(const PlanRow& row) {
     const std::vector<nn::Module*> modules = matching(row.pattern);
-    if (mesh_.size(kTp) == 1) return;
+    if (mesh_.size(kTp) == 1 && !options_.invariant) return;
     for (nn::Module* module : modules) apply(row, *module);
+  }
+
+  /// After all rows: what Invariant numerics do where tokens are cut.
+  void bring_tokens_together() {
+    const TokenRanksPtr ranks = token_ranks(mesh_, options_.sequence_parallel);
+    if (!options_.invariant || (mesh_.size(kTp) == 1 && mesh_.size(MeshAxis::kCp) == 1)) return;
+    for (nn::Module* module : model_.modules()) {
+      if (auto* norm = dynamic_cast<nn::LayerNorm*>(module)) {
+        norm->set_token_ranks(ranks);
+      } else if (auto* rms_norm = dynamic_cast<nn::RmsNorm*>(module)) {
+        rms_norm->set_token_ranks(ranks);
+      } else if (dynamic_cast<nn::Embedding*>(module) == nullptr && !invariant_linears_.contains(module) &&
+                 !module->own_parameters().empty()) {
+        throw ConfigError(
+            fmt::format("lay_out: how the gradients of '{}', a {}, are summed over tokens is not known, so "
+                        "they would not be invariant; layers of the plan, norms and embeddings work, or tp "
+                        "= cp = 1",
+                        module->name(), module->type_name()));
+      }
+    }
   }
 
   std::map<std::string, Placement> take_places() { return std::move(places_); }
@@ -151,11 +181,11 @@ class TensorParallel {
     switch (row.role) {
       case Role::kEnter:
         module.add_forward_pre_hook(
-            [this_mesh = &mesh_, sequence = sequence_](nn::Module& entered, std::span<Tensor> tensors) {
-              const auto through = [=](const Tensor& x) { return enter(x, *this_mesh, sequence); };
+            [this_mesh = &mesh_, options = options_](nn::Module& entered, std::span<Tensor> tensors) {
+              const auto through = [=](const Tensor& x) { return enter(x, *this_mesh, options); };
               // The gathered sequence is t times what this rank keeps: gathered again in the backward pass
               // where memory counts more than traffic (Korthikanti et al., 2022).
-              const bool again = sequence && entered.recomputes_cheap_values();
+              const bool again = options.sequence_parallel && entered.recomputes_cheap_values();
               tensors[0] = again ? recomputed(through, tensors[0]) : through(tensors[0]);
             });
         return;
@@ -176,10 +206,28 @@ class TensorParallel {
   }
 
   void column(nn::Linear& linear, const PlanRow& row) {
+    make_invariant(linear, LinearCut::kOutputs, {0, row.blocks, row.units});
     for (auto& [name, tensor] : linear.own_parameters()) cut(tensor, {0, row.blocks, row.units});
   }
 
+  void make_invariant(nn::Linear& linear, LinearCut side, const Cut& how) {
+    if (!options_.invariant) return;
+    const std::int64_t size = places_.at(name_of(linear.weight())).whole_shape[how.dim];
+    linear.set_function(invariant_linear(side, ContractionLeaves(size, how), mesh_));
+    invariant_linears_.insert(&linear);
+  }
+
   void row_parallel(nn::Linear& linear, const PlanRow& row) {
+    if (options_.invariant) {
+      // Summed, and given its bias, for all tokens: the bias is I.
+      const Cut how{1, row.blocks, row.units};
+      make_invariant(linear, LinearCut::kInputs, how);
+      cut(linear.weight(), how);
+      if (options_.sequence_parallel)
+        linear.add_forward_hook(
+            on_first([mesh = &mesh_](const Tensor& y) { return cut_tokens(y, *mesh, kTp); }));
+      return;
+    }
     for (auto& [name, tensor] : linear.own_parameters()) {
       if (name == "weight") {
         cut(tensor, {1, row.blocks, row.units});
@@ -187,26 +235,47 @@ class TensorParallel {
         replicate_for_tokens(tensor);  // added once, after the reduction
       }
     }
-    linear.set_product_hook([mesh = &mesh_, sequence = sequence_](const Tensor& product) {
-      return leave(product, *mesh, sequence);
+    linear.set_product_hook([mesh = &mesh_, options = options_](const Tensor& product) {
+      return leave(product, *mesh, options);
     });
   }
 
   void vocabulary(nn::Module& module) {
     const Tensor weight = module.find_parameter("weight");
     const std::int64_t count = whole_rows(weight);
+    auto* linear = dynamic_cast<nn::Linear*>(&module);
+    if (linear != nullptr) make_invariant(*linear, LinearCut::kOutputs, {0, 1, 0});
     cut(weight, {0, 1, 0});
     if (dynamic_cast<nn::Embedding*>(&module) != nullptr) {
+      const bool together = options_.invariant && mesh_.size(MeshAxis::kCp) > 1;
+      if (together) {
+        module.add_forward_pre_hook(on_first([mesh = &mesh_](const Tensor& ids) {
+          return gather_tokens(ids, *mesh, MeshAxis::kCp, RankContext::current().sequence_length);
+        }));
+      }
       module.add_forward_pre_hook(on_first(
           [mesh = &mesh_, count](const Tensor& ids) { return mask_foreign_ids(ids, count, *mesh, kTp); }));
       module.add_forward_hook(on_first(
-          [mesh = &mesh_, sequence = sequence_](const Tensor& y) { return leave(y, *mesh, sequence); }));
+          [mesh = &mesh_, options = options_](const Tensor& y) { return leave(y, *mesh, options); }));
+      if (together) cut_embedded_over_cp(module, weight.dim(0));  // before the hook that was added before
       return;
     }
     static_cast<void>(
         as<nn::Linear>(module, "an nn::Embedding or an nn::Linear whose rows are the vocabulary"));
-    module.add_forward_pre_hook(on_first(
-        [mesh = &mesh_, sequence = sequence_](const Tensor& x) { return enter(x, *mesh, sequence); }));
+    module.add_forward_pre_hook(
+        on_first([mesh = &mesh_, options = options_](const Tensor& x) { return enter(x, *mesh, options); }));
+  }
+
+  // The gradient of a row of the table is then a sum over all tokens, in their order.
+  void cut_embedded_over_cp(nn::Module& embedding, std::int64_t num_rows) {
+    const auto rows = std::make_shared<Tensor>();  // from the door in to the door out
+    embedding.add_forward_pre_hook(on_first([rows](const Tensor& ids) {
+      *rows = ids;
+      return ids;
+    }));
+    embedding.add_forward_hook(on_first([mesh = &mesh_, rows, num_rows](const Tensor& y) {
+      return cut_embedded_tokens(y, std::exchange(*rows, {}), num_rows, *mesh);
+    }));
   }
 
   void heads(const PlanRow& row, nn::Module& module) {
@@ -222,6 +291,12 @@ class TensorParallel {
 
   // row.units key/value heads, row.blocks query heads for each.
   void key_value(nn::Linear& linear, const PlanRow& row) {
+    if (options_.invariant && row.units < mesh_.size(kTp)) {
+      throw ConfigError(fmt::format(
+          "numerics = invariant: with {} key/value heads and tp = {} several ranks have a part of "
+          "the gradient of one head; tp = {} works",
+          row.units, mesh_.size(kTp), largest_leaf_ranks(row.units)));
+    }
     if (row.units >= mesh_.size(kTp)) return column(linear, {row.pattern, Role::kColumn, 1, row.units});
     for (auto& [name, tensor] : linear.own_parameters()) set_tp(tensor, AxisLayout::replicated());
     const std::vector<std::int64_t> chosen =
@@ -231,7 +306,7 @@ class TensorParallel {
   }
 
   void replicate_for_tokens(const Tensor& parameter) {
-    if (sequence_) set_tp(parameter, AxisLayout::replicated());
+    if (options_.sequence_parallel) set_tp(parameter, AxisLayout::replicated());
   }
 
   static void set_tp(Tensor parameter, AxisLayout tp) {
@@ -252,6 +327,7 @@ class TensorParallel {
 
   // A tied weight is met twice and cut once; both must ask for the same.
   void cut(Tensor parameter, const Cut& how) {
+    if (mesh_.size(kTp) == 1) return;
     Placement& place = places_.at(name_of(parameter));
     if (place.is_cut) {
       if (place.cut == how) return;
@@ -267,7 +343,8 @@ class TensorParallel {
 
   nn::Module& model_;
   const Mesh& mesh_;
-  bool sequence_;
+  TensorParallelOptions options_;
+  std::set<const nn::Module*> invariant_linears_;
   NamedTensors names_;
   std::map<std::string, Placement> places_;
 };
@@ -280,6 +357,7 @@ LaidOut lay_out(nn::Module& model, const Plan& plan, const Mesh& mesh, const Ten
   const bool sequence_parallel = options.sequence_parallel && mesh.size(kTp) > 1;
   if (sequence_parallel) tell_sequence_length(model);
   for (const PlanRow& row : plan) work.apply(row);
+  work.bring_tokens_together();
   LaidOut result;
   result.layouts_ = work.layouts();
   result.placements_ = work.take_places();

@@ -71,6 +71,8 @@ using Plan = std::vector<PlanRow>;
 
 struct TensorParallelOptions {
   bool sequence_parallel = false;
+  /// Layers, on one rank too, add up in an order that does not depend on the cut (dist/invariant_linear.h).
+  bool invariant = false;
 };
 
 /// What `lay_out` made of a model: where each parameter lies.
@@ -99,7 +101,7 @@ void materialize(nn::Module& model, const LaidOut& laid_out);
 
 /// Lays `model` over the mesh's tp axis by `plan`: gives every parameter its layout on all axes (R on dp and
 /// cp) and its own shape, and adds the hooks. `mesh` outlives the model's graphs. With tp = 1 it sets layouts
-/// only. Tells this rank's RankContext its place on every axis.
+/// only, unless it is to be invariant. Tells this rank's RankContext its place on every axis.
 ///
 /// Calling   On the model on meta, before it is materialised (Placement::fill_initial gives the values).
 ///           Under sequence parallelism a model that is called with ids [B, T] takes T from them; who calls

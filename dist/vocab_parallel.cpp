@@ -21,6 +21,7 @@ namespace {
 
 struct OwnRows {
   std::int64_t begin, end;
+  OwnRows(std::int64_t first, std::int64_t last) : begin(first), end(last) {}
   OwnRows(std::int64_t count, const Mesh& mesh, MeshAxis axis)
       : begin(shard_begin(count, mesh.size(axis), mesh.index(axis))),
         end(begin + shard_size(count, mesh.size(axis), mesh.index(axis))) {}
@@ -123,6 +124,11 @@ Tensor mask_foreign_ids(const Tensor& ids, std::int64_t count, const Mesh& mesh,
   if (mesh.size(axis) == 1) return ids;
   return renumbered(ids, OwnRows(count, mesh, axis), count, nullptr, "embedding: id")
       .set_layout(ids.layout().with(axis, AxisLayout::partial()));
+}
+
+Tensor targets_in(const Tensor& targets, std::int64_t begin, std::int64_t end, std::int64_t vocab,
+                  std::int64_t ignored) {
+  return renumbered(targets, OwnRows(begin, end), vocab, &ignored, "cross_entropy: target");
 }
 
 Tensor vocab_parallel_cross_entropy(Tensor&& given_logits, const Tensor& targets, std::int64_t vocab,

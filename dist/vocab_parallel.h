@@ -20,6 +20,11 @@ namespace tessera::dist {
 /// Errors    IndexError for an id outside [0, count).
 [[nodiscard]] Tensor mask_foreign_ids(const Tensor& ids, std::int64_t count, const Mesh& mesh, MeshAxis axis);
 
+/// Numbers targets by columns [begin, end) of `vocab`: −1 for those elsewhere; `ignored` stays what it is.
+/// Errors    IndexError for another target outside [0, vocab).
+[[nodiscard]] Tensor targets_in(const Tensor& targets, std::int64_t begin, std::int64_t end,
+                                std::int64_t vocab, std::int64_t ignored);
+
 /// cross_entropy (autograd/losses.h) of logits that are cut along the vocabulary; they are never gathered. A
 /// vocabulary that R does not divide gives pieces of different length, and none is padded: there is no row
 /// that softmax could see by mistake.

@@ -8,15 +8,15 @@ LayerNorm::LayerNorm(std::int64_t width, const LayerNormOptions& options)
 }
 
 Tensor LayerNorm::forward(const Tensor& x) {
-  return cheap([weight = weight_, bias = bias_,
-                epsilon = epsilon_](const Tensor& in) { return layer_norm(in, weight, bias, epsilon); },
+  return cheap([weight = weight_, bias = bias_, epsilon = epsilon_,
+                ranks = ranks_](const Tensor& in) { return layer_norm(in, weight, bias, epsilon, ranks); },
                x);
 }
 
 ResidualNorm LayerNorm::add(const Tensor& x, const Tensor& residual) {
   auto outputs = run_hooks(
       [this](const Tensor& a, const Tensor& b) {
-        ResidualNorm result = add_layer_norm(a, b, weight_, bias_, epsilon_);
+        ResidualNorm result = add_layer_norm(a, b, weight_, bias_, epsilon_, ranks_);
         if (recomputes_cheap_values()) {
           // The sum is kept for the norm's own gradient; its rows give the same bits without adding.
           make_recomputable(

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <utility>
+
 #include "autograd/normalization.h"
 #include "nn/module.h"
 
@@ -22,10 +24,14 @@ class LayerNorm final : public UnaryModule {
   /// block. Hooks see x and the residual go in, sum and norm come out.
   ResidualNorm add(const Tensor& x, const Tensor& residual);
 
+  /// For tokens that are cut over ranks: see TokenRanks.
+  void set_token_ranks(TokenRanksPtr ranks) { ranks_ = std::move(ranks); }
+
  private:
   Tensor weight_;
   Tensor bias_;
   double epsilon_;
+  TokenRanksPtr ranks_;
 };
 
 }  // namespace tessera::nn

@@ -17,6 +17,7 @@ Linear::Linear(std::int64_t inputs, std::int64_t outputs, const LinearOptions& o
 Linear::Linear(const Tensor& tied_weight) : weight_(tie_parameter("weight", tied_weight)) {}
 
 Tensor Linear::forward(const Tensor& x) {
+  if (function_) return function_(x, weight_, bias_);
   if (!product_hook_) return linear(x, weight_, bias_);
   const Tensor y = product_hook_(linear(x, weight_));
   return bias_.defined() ? y + bias_ : y;

@@ -32,6 +32,11 @@ class Linear final : public UnaryModule {
   using ProductHook = std::function<Tensor(const Tensor& product)>;
   void set_product_hook(ProductHook hook) { product_hook_ = std::move(hook); }
 
+  /// Computes the layer in the place of tessera::linear; no product hook is called then. Empty (the default):
+  /// tessera::linear.
+  using Function = std::function<Tensor(const Tensor& x, const Tensor& weight, const Tensor& bias)>;
+  void set_function(Function function) { function_ = std::move(function); }
+
   [[nodiscard]] const Tensor& weight() const noexcept { return weight_; }
   /// Undefined without bias.
   [[nodiscard]] const Tensor& bias() const noexcept { return bias_; }
@@ -40,6 +45,7 @@ class Linear final : public UnaryModule {
   Tensor weight_;
   Tensor bias_;
   ProductHook product_hook_;
+  Function function_;
 };
 
 }  // namespace tessera::nn

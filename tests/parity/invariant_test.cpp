@@ -57,13 +57,29 @@ INSTANTIATE_TEST_SUITE_P(DataParallel, Invariant,
                                            "dp=3 zero=3 recompute=full threads=2",
                                            "dp=2 zero=2 full-gradients"),
                          [](const auto& row) { return test_name(row.param); });
+INSTANTIATE_TEST_SUITE_P(TensorParallel, Invariant,
+                         ::testing::Values("tp=2", "tp=3", "tp=4", "tp=2 sp", "tp=3 sp", "tp=4 sp pass=2",
+                                           "tp=2 zero=3 recompute=full", "tp=3 recompute=full partitioned",
+                                           "tp=3 sp recompute=selective threads=2", "dp=2,tp=2",
+                                           "dp=2,tp=2 zero=1 sp", "dp=2,tp=3 zero=2 pass=2",
+                                           "dp=3,tp=2 zero=3 sp recompute=full", "dp=2,tp=4 zero=3 sp"),
+                         [](const auto& row) { return test_name(row.param); });
+INSTANTIATE_TEST_SUITE_P(ContextParallel, Invariant,
+                         ::testing::Values("cp=2 ulysses", "cp=4 ulysses zero=3", "dp=2,cp=2 ulysses zero=2",
+                                           "cp=2 ulysses recompute=full pass=3", "cp=2,tp=2 ulysses",
+                                           "cp=2,tp=2 ulysses sp zero=1",
+                                           "dp=3,cp=2 ulysses zero=3 threads=2",
+                                           "dp=2,cp=2,tp=2 ulysses zero=3 sp recompute=selective"),
+                         [](const auto& row) { return test_name(row.param); });
 INSTANTIATE_TEST_SUITE_P(Optimizers, Invariant,
                          ::testing::Values("dp=3 zero=2 SGD", "dp=2 zero=3 Adagrad", "dp=3 zero=1 Lion",
-                                           "dp=3 Lamb", "dp=2 zero=3 Muon", "dp=3 zero=1 Muon"),
+                                           "dp=3 Lamb", "dp=2 zero=3 Muon", "dp=3 zero=1 Muon",
+                                           "tp=3 sp Muon", "dp=2,tp=2 zero=2 Adagrad", "tp=4 sp Lion"),
                          [](const auto& row) { return test_name(row.param); });
 INSTANTIATE_TEST_SUITE_P(OtherTypes, Invariant,
                          ::testing::Values("dp=3 zero=2 f64", "dp=3 zero=3 bf16 pass=2",
-                                           "dp=4 bf16 threads=2"),
+                                           "dp=4 bf16 threads=2", "tp=3 sp bf16", "dp=2,tp=2 zero=2 bf16",
+                                           "cp=2 ulysses bf16", "tp=4 sp f64"),
                          [](const auto& row) { return test_name(row.param); });
 
 // --- Fast numerics -----------------------------------------------------------------------------------------
@@ -109,7 +125,10 @@ struct Refused {
 class InvariantRefusals : public ::testing::TestWithParam<Refused> {};
 INSTANTIATE_TEST_SUITE_P(
     Layouts, InvariantRefusals,
-    ::testing::Values(Refused{"TensorParallel", "tp=2", "give those ranks to dp"},
+    ::testing::Values(Refused{"TensorRanks", "tp=5", "tp = 4 works"},
+                      Refused{"KeyHeads", "tp=6", "4 key/value heads and tp = 6"},
+                      Refused{"Ring", "cp=2", "ulysses"},
+                      Refused{"KeyHeadCopies", "cp=3 ulysses", "cp = 2 works"},
                       Refused{"ShardGroups", "dp=4 mics=2", "stage 3 without them works"},
                       Refused{"LambOverPieces", "dp=2 zero=1 Lamb", "AdamW and Muon work"}),
     [](const auto& row) { return std::string(row.param.name); });
