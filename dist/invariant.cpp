@@ -60,11 +60,6 @@ void check_invariant(const nn::LanguageModel& model, const Config& config, const
         fmt::join(kLeafRanks, ", "), mesh.size(kTp), largest_leaf_ranks(mesh.size(kTp))));
   }
   if (mesh.size(kCp) > 1) check_context_parallel(model, config, mesh);
-  if (config.zero.hpz_partition_size > 1 || config.zero.mics_shard_size > 0) {
-    refuse(
-        "shard groups (zero_hpz_partition_size, mics_shard_size) sum gradients in two steps, whose order "
-        "depends on the groups; stage 3 without them works");
-  }
   const bool cuts_parameters = mesh.size(kTp) > 1 || (config.zero.stage > 0 && mesh.shape().num_ranks() > 1);
   if (config.optimizer.type == "Lamb" && cuts_parameters) {
     refuse(

@@ -157,12 +157,6 @@ ZeroPlan plan_zero(nn::Module& model, const MeshShape& mesh, const ZeroOptions& 
   plan.placement = normalised(options.placement, plan.ranks);
   plan.keep_full_gradients = options.keep_full_gradients || options.tree_sums;
   plan.tree_sums = options.tree_sums;
-  if (plan.tree_sums && plan.ranks.outer > 1) {
-    throw ConfigError(
-        "ZeRO: Invariant numerics sum over all data ranks at once, and shard groups (hpZ, MiCS) in two "
-        "steps; "
-        "stage 3 without them works");
-  }
   plan.persistence_threshold = options.persistence_threshold;
 
   plan.num_stages = std::max<std::size_t>(options.stages.size(), 1);

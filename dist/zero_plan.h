@@ -59,7 +59,7 @@ struct ZeroOptions {
   /// (g+1)Ψ, for Ψ more elements in memory until the last backward pass.
   bool keep_full_gradients = false;
   /// Invariant numerics: a backward pass is one sample, and gradients are summed over samples in the tree of
-  /// dist/tree_sum.h, whoever has which. Implies keep_full_gradients; without kInner in several groups.
+  /// dist/tree_sum.h, whoever has which. Implies keep_full_gradients.
   bool tree_sums = false;
 
   // Where parameters are cut. Counted in elements, as DeepSpeed counts them.

@@ -116,13 +116,15 @@ std::vector<ZeroTraffic> predict_traffic(const ZeroPlan& plan, const MeshShape::
     const std::int64_t passes = accumulation * static_cast<std::int64_t>(plan.stages_using(flat));
     if (plan.tree_sums) {
       // Nodes of the tree go to whoever adds them up, and the sum from there to all: see dist/tree_sum.h.
-      const std::int64_t share = (flat.padded + inner - 1) / inner;
-      ledger.add(names.data, Collective::kAllToAll, nodes * share, dtype, inner, data_rank, 1);
-      if (optimizer == Spread::kWhole) {
-        ledger.add(names.data, Collective::kAllGather, share, dtype, inner, data_rank, 1);
-      } else if (parameters == Spread::kWhole) {
+      const int ranks = inner * outer;
+      const std::int64_t share = (flat.padded + ranks - 1) / ranks;
+      ledger.add(names.data, Collective::kAllToAll, nodes * share, dtype, ranks, data_rank, 1);
+      if (optimizer == Spread::kWhole || outer > 1)
+        ledger.add(names.data, Collective::kAllGather, share, dtype, ranks, data_rank, 1);
+      if (optimizer == Spread::kAll)
+        ledger.add(names.outer, Collective::kAllGather, piece, flat.dtype, outer, q, 1);
+      if (optimizer != Spread::kWhole && parameters == Spread::kWhole)
         ledger.add(names.inner, Collective::kAllGather, slice, flat.dtype, inner, p, 1);
-      }
     } else if (optimizer == Spread::kWhole) {
       ledger.add(names.data, Collective::kAllReduce, flat.padded, dtype, inner * outer, data_rank, 1);
     } else {

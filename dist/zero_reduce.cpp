@@ -212,13 +212,14 @@ void ZeroReduce::add_sample() {
 void ZeroReduce::sum_samples(std::size_t index) {
   const ZeroFlat& plan = set_.plan.flats[index];
   FlatMemory& memory = set_.memory[index];
-  if (set_.plan.placement.optimizer == Spread::kWhole) {
+  // Shard groups have no sums of their own: all ranks get all of it.
+  if (set_.plan.placement.optimizer == Spread::kWhole || set_.plan.ranks.outer > 1) {
     tree_all_reduce(memory.samples.nodes(), samples_, *set_.groups.data, memory.gradients);
-    return;
+  } else {
+    const Range slice = set_.slice(plan, set_.plan.placement.optimizer);
+    Tensor own = memory.gradients.slice(0, slice.begin, slice.end);
+    tree_reduce_scatter(memory.samples.nodes(), samples_, *set_.groups.data, own);
   }
-  const Range slice = set_.slice(plan, set_.plan.placement.optimizer);
-  Tensor own = memory.gradients.slice(0, slice.begin, slice.end);
-  tree_reduce_scatter(memory.samples.nodes(), samples_, *set_.groups.data, own);
   if (set_.plan.placement.gradients != Spread::kWhole) finish(index);
 }
 

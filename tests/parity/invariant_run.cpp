@@ -4,8 +4,8 @@
 
 #include <sstream>
 
+#include "dist/checkpoint.h"
 #include "dist/collectives.h"
-#include "dist/job.h"
 #include "dist/parameter_hash.h"
 #include "kernels/random_key.h"
 #include "nn/model_factory.h"
@@ -14,66 +14,70 @@
 namespace tessera::dist::parity {
 namespace {
 
-constexpr std::int64_t kVocab = 251, kTime = 13, kGlobalBatch = 12;
 constexpr double kMaxNorm = 0.05;  // below every norm of these runs
 
-std::int64_t token(std::int64_t step, std::int64_t sample, std::int64_t t) {
-  const auto stream = static_cast<std::uint64_t>((step * kGlobalBatch + sample) * (kTime + 1) + t);
-  return static_cast<std::int64_t>(kernels::random_key_bits({.seed = 5, .stream = stream}) % kVocab);
+std::int64_t token(const InvariantRun& run, std::int64_t step, std::int64_t sample, std::int64_t t) {
+  const auto stream = static_cast<std::uint64_t>((step * run.batch + sample) * (run.time + 1) + t);
+  const std::uint64_t bits = kernels::random_key_bits({.seed = 5, .stream = stream});
+  return static_cast<std::int64_t>(bits % static_cast<std::uint64_t>(run.vocab));
 }
 
 // All of a sample's targets count, or three of them, or (one sample of each batch) none.
-std::int64_t num_targets(std::int64_t sample) { return sample == 7 ? 0 : sample % 5 == 0 ? 3 : kTime; }
-
-void fill(std::int64_t step, std::int64_t first, std::int64_t count, std::span<std::int64_t> inputs,
-          std::span<std::int64_t> targets) {
-  for (std::int64_t i = 0; i < count * kTime; ++i) {
-    const std::int64_t sample = first + i / kTime, t = i % kTime;
-    inputs[static_cast<std::size_t>(i)] = token(step, sample, t);
-    targets[static_cast<std::size_t>(i)] =
-        t < num_targets(sample) ? token(step, sample, t + 1) : std::int64_t{-100};
-  }
+std::int64_t num_targets(const InvariantRun& run, std::int64_t sample) {
+  return sample == 7 ? 0 : sample % 5 == 0 ? 3 : run.time;
 }
 
-std::vector<std::string> train(const InvariantRun& run, Job& job) {
+}  // namespace
+
+std::vector<std::string> bits_of(const InvariantRun& run, Job& job) {
   RankContext context({.rank = job.rank(), .world_size = job.size(), .num_threads = run.threads, .seed = 17});
   const RankContext::Scope scope(context);
   const Mesh mesh(run.config.mesh, job.shared_world());
   const auto model = [&] {
     const DeviceScope on_meta(meta);
-    return nn::make_language_model(run.model, kVocab);
+    return nn::make_language_model(run.model, run.vocab);
   }();
   Config config = run.config;
   // A batch that dp does not divide is one that ends early: the last step of an epoch.
-  const std::int64_t share = shard_size(kGlobalBatch, mesh.size(MeshAxis::kDp), 0);
+  const std::int64_t share = shard_size(run.batch, mesh.size(MeshAxis::kDp), 0);
   if (config.batch.micro_batch == 0) config.batch.micro_batch = share;
   config.batch.accumulation = (share + config.batch.micro_batch - 1) / config.batch.micro_batch;
   config.gradient_clipping = kMaxNorm;
   Engine engine(*model, config, mesh);
+  if (!run.load.empty()) engine.load(CheckpointReader(run.load));
   if (run.spoil) run.spoil(engine);
+  const SampleSource source = [&run](std::int64_t step, std::int64_t first, std::int64_t count, auto inputs,
+                                     auto targets) {
+    for (std::int64_t i = 0; i < count * run.time; ++i) {
+      const std::int64_t sample = first + i / run.time, t = i % run.time;
+      inputs[static_cast<std::size_t>(i)] = token(run, step, sample, t);
+      targets[static_cast<std::size_t>(i)] =
+          t < num_targets(run, sample) ? token(run, step, sample, t + 1) : std::int64_t{-100};
+    }
+  };
   std::vector<std::string> lines;
   for (int step = 0; step < run.steps; ++step) {
-    const StepReport report = engine.train_step(fill, kGlobalBatch);
+    const StepReport report = engine.train_step(source, run.batch);
     lines.push_back(fmt::format("step {}: loss {:a} norm {:a}", report.step, report.loss, report.grad_norm));
   }
+  if (run.inspect) run.inspect(engine, job);
+  if (!run.save.empty()) save_checkpoint(run.save, engine.checkpoint_sources(), job.world());
   for (const auto& [name, hash] : parameter_hashes(engine))
     lines.push_back(fmt::format("{} {:016x}", name, hash));
   return lines;
 }
 
-}  // namespace
-
 std::vector<std::string> bits_of(const InvariantRun& run) {
   std::vector<std::string> lines;
   run_thread_ranks(run.config.mesh.num_ranks(), [&](Job& job) {
-    std::vector<std::string> own = train(run, job);
+    std::vector<std::string> own = bits_of(run, job);
     if (job.is_root()) lines = std::move(own);
   });
   return lines;
 }
 
 InvariantRun invariant_run(const std::string& model, const std::string& layout) {
-  InvariantRun run{.model = model, .config = {}, .spoil = nullptr};
+  InvariantRun run{.model = model, .config = {}};
   Config& config = run.config;
   config.numerics = Config::Numerics::kInvariant;
   std::istringstream words(layout);

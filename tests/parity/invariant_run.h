@@ -11,6 +11,7 @@
 
 #include "dist/config.h"
 #include "dist/engine.h"
+#include "dist/job.h"
 
 namespace tessera::dist::parity {
 
@@ -20,17 +21,24 @@ inline constexpr const char* kInvariantLlama =
 
 struct InvariantRun {
   std::string model = kInvariantGpt2;
+  std::int64_t vocab = 251, time = 13, batch = 12;
   Config config;    ///< f32 unless it says otherwise
   int threads = 1;  ///< of each rank
   int steps = 6;
-  std::function<void(Engine&)> spoil;  ///< on every rank, before the first step: a mistake to be noticed
+  /// On every rank, before the first step: a mistake to be noticed.
+  std::function<void(Engine&)> spoil = nullptr;
+  /// On every rank, with its job, after the last step.
+  std::function<void(Engine&, Job&)> inspect = nullptr;
+  std::string load{}, save{};  ///< folders of a checkpoint to go on from, and to leave behind; empty: none
 };
 
 /// Reads "dp=2,tp=2 zero=3 pass=2 recompute=full sp ulysses threads=2 bf16 fast Lion ...": a row of a table.
 [[nodiscard]] InvariantRun invariant_run(const std::string& model, const std::string& layout);
 
-/// Trains on as many ranks of this process as the mesh has. Lines of text: hexadecimal losses and norms, and
-/// a hash of each parameter.
+/// Trains. Lines of text: hexadecimal losses and norms, and a hash of each parameter. A collective of the
+/// job's ranks, as many as the mesh has.
+[[nodiscard]] std::vector<std::string> bits_of(const InvariantRun& run, Job& job);
+/// On as many ranks of this process as the mesh has.
 [[nodiscard]] std::vector<std::string> bits_of(const InvariantRun& run);
 
 }  // namespace tessera::dist::parity

@@ -5,9 +5,16 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 
+#include "dist/collectives.h"
+#include "dist/zero.h"
 #include "kernels/error.h"
+#include "nn/layer_norm.h"
+#include "nn/linear.h"
+#include "tensor/context.h"
+#include "tests/data/temporary_folder.h"
 #include "tests/parity/invariant_run.h"
 
 namespace tessera::dist::parity {
@@ -57,6 +64,10 @@ INSTANTIATE_TEST_SUITE_P(DataParallel, Invariant,
                                            "dp=3 zero=3 recompute=full threads=2",
                                            "dp=2 zero=2 full-gradients"),
                          [](const auto& row) { return test_name(row.param); });
+INSTANTIATE_TEST_SUITE_P(ShardGroups, Invariant,
+                         ::testing::Values("dp=4 mics=2", "dp=4 hpz=2 pass=1", "dp=6 mics=3 pass=1",
+                                           "dp=4,tp=2 hpz=2 sp"),
+                         [](const auto& row) { return test_name(row.param); });
 INSTANTIATE_TEST_SUITE_P(TensorParallel, Invariant,
                          ::testing::Values("tp=2", "tp=3", "tp=4", "tp=2 sp", "tp=3 sp", "tp=4 sp pass=2",
                                            "tp=2 zero=3 recompute=full", "tp=3 recompute=full partitioned",
@@ -81,6 +92,138 @@ INSTANTIATE_TEST_SUITE_P(OtherTypes, Invariant,
                                            "dp=4 bf16 threads=2", "tp=3 sp bf16", "dp=2,tp=2 zero=2 bf16",
                                            "cp=2 ulysses bf16", "tp=4 sp f64"),
                          [](const auto& row) { return test_name(row.param); });
+
+// More heads than some ranks get, and ranks without any.
+TEST(Invariant, HoldsWhereRanksHaveNoHeads) {
+  for (const char* layout : {"tp=6 sp", "tp=8", "tp=8 sp zero=3"})
+    expect_bits_of_one_rank(kInvariantGpt2, layout);
+}
+
+// Sizes at which kernels cut their work: several passes over K, several tiles of queries and of the
+// vocabulary, and threads that have something to do.
+TEST(Invariant, HoldsAtSizesThatKernelsCut) {
+  for (const char* model : {"layers=2,heads=6,width=96,context=150,dropout=0.1",
+                            "family=llama,layers=1,heads=6,kv_heads=6,width=96,hidden=643,context=150"}) {
+    const auto bits = [&](const char* layout) {
+      InvariantRun run = invariant_run(model, layout);
+      run.vocab = 1031, run.time = 150, run.batch = 5, run.steps = 2;
+      return bits_of(run);
+    };
+    const std::vector<std::string> alone = bits("dp=1");
+    for (const char* layout :
+         {"dp=1 threads=2", "dp=1 threads=3", "dp=3 zero=2 threads=2", "tp=3 sp threads=2",
+          "dp=2,tp=2 zero=3", "cp=3 ulysses threads=2", "cp=2,tp=3 ulysses sp"})
+      EXPECT_EQ(bits(layout), alone) << model << " " << layout;
+  }
+}
+
+// --- From one layout to another ----------------------------------------------------------------------------
+
+struct Move {
+  const char *from, *to;
+};
+class InvariantMoves : public ::testing::TestWithParam<Move> {};
+INSTANTIATE_TEST_SUITE_P(Layouts, InvariantMoves,
+                         ::testing::Values(Move{"dp=2 zero=1", "tp=3 sp"}, Move{"tp=4 zero=3", "dp=3 zero=2"},
+                                           Move{"dp=2,cp=2 ulysses", "dp=5 zero=3 pass=1"},
+                                           Move{"dp=2,tp=2 zero=3 sp bf16", "cp=2 ulysses bf16"},
+                                           Move{"dp=3 zero=3 Muon", "tp=2 Muon"}),
+                         [](const auto& row) {
+                           return test_name(row.param.from) + "_to_" + test_name(row.param.to);
+                         });
+
+TEST_P(InvariantMoves, ContinueAsIfTheLayoutHadNotChanged) {
+  for (const char* model : {kInvariantGpt2, kInvariantLlama}) {
+    const data::TemporaryFolder folder;
+    InvariantRun first = invariant_run(model, GetParam().from), second = invariant_run(model, GetParam().to);
+    first.steps = second.steps = 3;
+    first.save = second.load = folder.path().string();
+    std::vector<std::string> bits = bits_of(first);
+    bits.resize(3);
+    const std::vector<std::string> rest = bits_of(second);
+    bits.insert(bits.end(), rest.begin(), rest.end());
+    EXPECT_EQ(bits, one_rank(second)) << GetParam().from << " and then " << GetParam().to;
+  }
+}
+
+// --- Mistakes ----------------------------------------------------------------------------------------------
+
+struct Mistake {
+  const char *name, *layout;
+  void (*make)(Engine& engine);
+};
+class InvariantMistakes : public ::testing::TestWithParam<Mistake> {};
+
+template <class Module, class F>
+void for_each_module(Engine& engine, F&& f) {
+  for (nn::Module* module : engine.model().modules()) {
+    if (auto* typed = dynamic_cast<Module*>(module)) f(*typed);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, InvariantMistakes,
+    ::testing::Values(
+        // Products whose blocking depends on their size, on threads and on the CPU.
+        Mistake{"ProductsByOneDnn", "dp=2",
+                [](Engine&) { RankContext::current().kernels.invariant_products = false; }},
+        // Each rank's part of a contraction as one product, and the parts in the order of ranks.
+        Mistake{"PartsOfRanksAsLeaves", "tp=3",
+                [](Engine& engine) {
+                  const Mesh& mesh = engine.mesh();
+                  for_each_module<nn::Linear>(engine, [&mesh](nn::Linear& linear) {
+                    if (linear.name() != "h.0.mlp.c_proj") return;
+                    linear.set_function(nullptr);
+                    linear.set_product_hook(
+                        [&mesh](const Tensor& y) { return all_reduce(y, mesh, MeshAxis::kTp); });
+                  });
+                }},
+        // A norm's gain from the sums that each rank made of its own tokens.
+        Mistake{"NormsOfOwnTokens", "tp=2 sp",
+                [](Engine& engine) {
+                  for_each_module<nn::LayerNorm>(engine,
+                                                 [](nn::LayerNorm& norm) { norm.set_token_ranks(nullptr); });
+                }},
+        // What a mistake in values looks like here.
+        Mistake{"OwnSeedOfDropout", "dp=2",
+                [](Engine& engine) {
+                  RankContext::current().seed += static_cast<std::uint64_t>(engine.mesh().world().rank());
+                }}),
+    [](const auto& row) { return std::string(row.param.name); });
+
+TEST_P(InvariantMistakes, AreNoticed) {
+  // Wide enough for products that go to oneDNN, and for several passes over K.
+  InvariantRun run = invariant_run("layers=1,heads=4,width=96,context=13,dropout=0.1", GetParam().layout);
+  EXPECT_EQ(bits_of(run), one_rank(run));
+  run.spoil = GetParam().make;
+  EXPECT_NE(bits_of(run), one_rank(run));
+}
+
+// --- Bytes -------------------------------------------------------------------------------------------------
+
+// What gradients and parameters send is predicted from shapes; products over tp are on another group.
+TEST(Invariant, SendsBetweenDataRanksWhatIsPredicted) {
+  for (const char* layout : {"dp=2", "dp=3 zero=1", "dp=4 zero=2 pass=1", "dp=6 zero=3", "dp=2,tp=2 zero=1",
+                             "dp=4 hpz=2", "dp=4 mics=2"}) {
+    InvariantRun run = invariant_run(kInvariantGpt2, layout);
+    run.steps = 3;  // the first records the order of gathers
+    run.inspect = [&](Engine& engine, Job& job) {
+      job.tape().reset_totals();
+      static_cast<void>(engine.train_step(
+          [&](auto, auto, auto, auto inputs, auto targets) {
+            std::ranges::fill(inputs, 1);
+            std::ranges::fill(targets, 2);
+          },
+          run.batch));
+      const int samples = static_cast<int>(run.batch) / engine.mesh().size(MeshAxis::kDp);
+      for (const ZeroTraffic& row : engine.zero().predicted_traffic(samples)) {
+        EXPECT_EQ(job.tape().total_sent_bytes(row.group, row.op), row.sent_bytes)
+            << layout << ": " << row.group << " " << name(row.op);
+      }
+    };
+    static_cast<void>(bits_of(run));
+  }
+}
 
 // --- Fast numerics -----------------------------------------------------------------------------------------
 
@@ -123,15 +266,14 @@ struct Refused {
   const char* message;
 };
 class InvariantRefusals : public ::testing::TestWithParam<Refused> {};
-INSTANTIATE_TEST_SUITE_P(
-    Layouts, InvariantRefusals,
-    ::testing::Values(Refused{"TensorRanks", "tp=5", "tp = 4 works"},
-                      Refused{"KeyHeads", "tp=6", "4 key/value heads and tp = 6"},
-                      Refused{"Ring", "cp=2", "ulysses"},
-                      Refused{"KeyHeadCopies", "cp=3 ulysses", "cp = 2 works"},
-                      Refused{"ShardGroups", "dp=4 mics=2", "stage 3 without them works"},
-                      Refused{"LambOverPieces", "dp=2 zero=1 Lamb", "AdamW and Muon work"}),
-    [](const auto& row) { return std::string(row.param.name); });
+INSTANTIATE_TEST_SUITE_P(Layouts, InvariantRefusals,
+                         ::testing::Values(Refused{"TensorRanks", "tp=5", "tp = 4 works"},
+                                           Refused{"KeyHeads", "tp=6", "4 key/value heads and tp = 6"},
+                                           Refused{"Ring", "cp=2", "ulysses"},
+                                           Refused{"KeyHeadCopies", "cp=3 ulysses", "cp = 2 works"},
+                                           Refused{"LambOverPieces", "dp=2 zero=1 Lamb",
+                                                   "AdamW and Muon work"}),
+                         [](const auto& row) { return std::string(row.param.name); });
 
 TEST_P(InvariantRefusals, NameWhatWorks) {
   try {
