@@ -91,7 +91,7 @@ Engine::Engine(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
       comm_summary_(mesh.world()) {
   check_supported(model, config, mesh, seq_);
   if (is_invariant()) {
-    check_invariant(model, config, mesh);
+    check_invariant(config, mesh);
     batch_.accumulation *= std::exchange(batch_.micro_batch, 1);
   }
   parts_ = std::make_unique<Parts>(model, config, mesh, options);

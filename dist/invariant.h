@@ -5,6 +5,7 @@
 //
 //   tree_sum.h            gradients over samples: the tree
 //   invariant_linear.h    products over what tp cuts
+//   invariant_heads.h     key/value heads that several query heads read
 //   invariant_loss.h      the vocabulary, and the loss of a sample
 //   invariant_tokens.h    gradients over tokens that sequence parallelism or cp cuts
 //   exact_sum.h           the norm of gradients
@@ -13,7 +14,6 @@
 
 #include "dist/config.h"
 #include "dist/mesh.h"
-#include "nn/language_model.h"
 
 namespace tessera {
 class RankContext;
@@ -23,7 +23,7 @@ namespace tessera::dist {
 
 /// Errors   ConfigError for what would not have the bits of one rank, with the reason and the nearest that
 ///          works.
-void check_invariant(const nn::LanguageModel& model, const Config& config, const Mesh& mesh);
+void check_invariant(const Config& config, const Mesh& mesh);
 
 /// Matrix products of this rank go through loops in which an element depends on its row, its column and the
 /// inner size alone (KernelContext::invariant_products), for the length of a scope.

@@ -32,39 +32,58 @@ int largest_leaf_ranks(std::int64_t most) noexcept {
   return largest;
 }
 
+namespace {
+
+std::vector<ContractionLeaves::RankCut> for_all_ranks(const Cut& cut) {
+  std::vector<ContractionLeaves::RankCut> cuts;
+  for (const int ranks : kLeafRanks) cuts.push_back({ranks, cut});
+  return cuts;
+}
+
+}  // namespace
+
 ContractionLeaves::ContractionLeaves(std::int64_t size, const Cut& cut)
-    : blocks_(cut.blocks),
-      units_(cut.units == 0 ? size / cut.blocks : cut.units),
-      unit_(size / (cut.blocks * units_)),
-      bounds_{0} {
-  for (const int ranks : kLeafRanks) {
-    for (int r = 0; r < ranks; ++r)
-      bounds_.push_back(shard_begin(units_, ranks, r) + shard_size(units_, ranks, r));
+    : ContractionLeaves(size, for_all_ranks(cut)) {}
+
+ContractionLeaves::ContractionLeaves(std::int64_t size, std::vector<RankCut> cuts)
+    : cuts_(std::move(cuts)), blocks_(cuts_.front().cut.blocks), block_size_(size / blocks_), bounds_{0} {
+  for (const RankCut& each : cuts_) {
+    for (int r = 0; r < each.ranks; ++r) bounds_.push_back(own_rows(each.ranks, r).end);
   }
+  bounds_.push_back(block_size_);
   std::ranges::sort(bounds_);
   bounds_.erase(std::unique(bounds_.begin(), bounds_.end()), bounds_.end());
 }
 
+IndexRange ContractionLeaves::own_rows(int num_ranks, int rank) const {
+  if (num_ranks == 1) return {0, block_size_};
+  const auto found = std::ranges::find(cuts_, num_ranks, &RankCut::ranks);
+  if (found == cuts_.end()) throw IndexError(fmt::format("leaves: {} ranks make no cut here", num_ranks));
+  const std::int64_t units = found->cut.units == 0 ? block_size_ : found->cut.units;
+  const std::int64_t begin = shard_begin(units, num_ranks, rank);
+  const std::int64_t unit = block_size_ / units;
+  return {begin * unit, (begin + shard_size(units, num_ranks, rank)) * unit};
+}
+
 LeafOwners ContractionLeaves::owners(int num_ranks) const {
   LeafOwners owners{.num_leaves = count(), .runs = {}};
-  const auto leaf_at = [this](std::int64_t unit) {
-    return static_cast<std::int64_t>(std::ranges::lower_bound(bounds_, unit) - bounds_.begin());
+  const auto leaf_at = [this](std::int64_t row) {
+    return static_cast<std::int64_t>(std::ranges::lower_bound(bounds_, row) - bounds_.begin());
   };
   for (int r = 0; r < num_ranks; ++r) {
-    const std::int64_t begin = shard_begin(units_, num_ranks, r);
-    owners.runs.push_back({leaf_at(begin), leaf_at(begin + shard_size(units_, num_ranks, r))});
+    const IndexRange own = own_rows(num_ranks, r);
+    owners.runs.push_back({leaf_at(own.begin), leaf_at(own.end)});
   }
   return owners;
 }
 
 std::vector<IndexRange> ContractionLeaves::in_part(std::int64_t leaf, int num_ranks, int rank) const {
   const auto i = static_cast<std::size_t>(leaf);
-  const std::int64_t own_begin = shard_begin(units_, num_ranks, rank);
-  const std::int64_t own_units = shard_size(units_, num_ranks, rank);
+  const IndexRange own = own_rows(num_ranks, rank);
   std::vector<IndexRange> ranges;
   for (std::int64_t block = 0; block < blocks_; ++block) {
-    const std::int64_t first = block * own_units - own_begin;
-    ranges.push_back({(first + bounds_[i]) * unit_, (first + bounds_[i + 1]) * unit_});
+    const std::int64_t first = block * (own.end - own.begin) - own.begin;
+    ranges.push_back({first + bounds_[i], first + bounds_[i + 1]});
   }
   return ranges;
 }
@@ -86,8 +105,13 @@ Tensor as_rows(const Tensor& x) { return x.detach().set_layout({}).reshape({num_
 
 class Layer {
  public:
-  Layer(LinearCut side, const ContractionLeaves& leaves, const Mesh& mesh)
-      : side_(side), leaves_(leaves), owners_(leaves.owners(mesh.size(kTp))), mesh_(mesh) {}
+  Layer(LinearCut side, const ContractionLeaves& leaves, const Mesh& mesh, bool is_whole)
+      : side_(side),
+        leaves_(leaves),
+        ranks_(is_whole ? 1 : mesh.size(kTp)),
+        rank_(is_whole ? 0 : mesh.index(kTp)),
+        owners_(leaves.owners(ranks_)),
+        mesh_(mesh) {}
 
   [[nodiscard]] const Mesh& mesh() const { return mesh_; }
   [[nodiscard]] bool cuts_outputs() const { return side_ == LinearCut::kOutputs; }
@@ -100,26 +124,26 @@ class Layer {
 
   LinearCut side_;
   ContractionLeaves leaves_;
+  int ranks_, rank_;  // over which the layer is cut
   LeafOwners owners_;
   const Mesh& mesh_;
 };
 
 // Σ over the leaves of all ranks of a[:, leaf]·b[leaf, :], in f32 for 16-bit factors.
 Tensor Layer::contract(const Tensor& a, const Tensor& b) const {
-  const int ranks = mesh_.size(kTp), rank = mesh_.index(kTp);
   const TensorOptions wide{.dtype = accumulation_dtype(a.dtype()), .device = a.device()};
-  const LeafRange own = owners_.runs[static_cast<std::size_t>(rank)];
+  const LeafRange own = owners_.runs[static_cast<std::size_t>(rank_)];
   TreeAccumulator sum(own, owners_.num_leaves);
   for (std::int64_t leaf = own.begin; leaf < own.end; ++leaf) {
     Tensor product = empty({a.dim(0), b.dim(1)}, wide);
     bool is_first = true;
-    for (const IndexRange& range : leaves_.in_part(leaf, ranks, rank)) {
+    for (const IndexRange& range : leaves_.in_part(leaf, ranks_, rank_)) {
       multiply(a.slice(1, range.begin, range.end), b.slice(0, range.begin, range.end), product,
                !std::exchange(is_first, false));
     }
     sum.add(std::move(product));
   }
-  if (ranks == 1) return sum.nodes().front();
+  if (ranks_ == 1) return sum.nodes().front();
   Tensor result = empty({a.dim(0), b.dim(1)}, wide);
   tree_all_reduce(sum.nodes(), owners_, mesh_.group(kTp), result);
   return result;
@@ -129,7 +153,7 @@ Layout Layer::layout_of(const Tensor& x) const {
   if (!RankContext::current().check_layouts) return {};
   const int last = x.dims() - 1;
   const AxisLayout on_tp = x.layout()[kTp];
-  if (mesh_.size(kTp) == 1) return x.layout();
+  if (ranks_ == 1) return x.layout();
   const bool fits = cuts_outputs() ? on_tp.is_invariant() : on_tp.is_sharded() && on_tp.dim() == last;
   if (!fits) {
     throw LayoutError(fmt::format("linear (invariant): on tp, x must be {}, but it is {} ({})",
@@ -166,8 +190,9 @@ Tensor Layer::input_gradient(const Tensor& dy, const Tensor& weight) const {
 
 }  // namespace
 
-nn::Linear::Function invariant_linear(LinearCut side, const ContractionLeaves& leaves, const Mesh& mesh) {
-  const auto layer = std::make_shared<const Layer>(side, leaves, mesh);
+nn::Linear::Function invariant_linear(LinearCut side, const ContractionLeaves& leaves, const Mesh& mesh,
+                                      bool is_whole) {
+  const auto layer = std::make_shared<const Layer>(side, leaves, mesh, is_whole);
   return [layer](const Tensor& x, const Tensor& weight, const Tensor& bias) {
     const Layout layout = layer->layout_of(x);
     Tensor y = layer->forward(x, weight, bias);

@@ -29,21 +29,32 @@ inline constexpr std::array<int, 6> kLeafRanks{1, 2, 3, 4, 6, 8};
 [[nodiscard]] int largest_leaf_ranks(std::int64_t most) noexcept;
 
 /// The pieces of a dimension that are left when every number of ranks in kLeafRanks has made its cuts. A leaf
-/// has the same units of each block (see Cut).
+/// has the same rows of each block (see Cut).
 class ContractionLeaves {
  public:
+  /// How a number of ranks cuts the dimension; one that is left out has it whole.
+  struct RankCut {
+    int ranks = 1;
+    Cut cut{};
+  };
+  /// All cuts are of equal blocks.
+  ContractionLeaves(std::int64_t size, std::vector<RankCut> cuts);
+  /// The same cut for every number of ranks.
   ContractionLeaves(std::int64_t size, const Cut& cut);
 
   [[nodiscard]] std::int64_t count() const noexcept { return static_cast<std::int64_t>(bounds_.size()) - 1; }
   [[nodiscard]] std::int64_t blocks() const noexcept { return blocks_; }
-  /// Which leaves each of `num_ranks` ranks has; one of kLeafRanks.
+  /// Which leaves each of `num_ranks` ranks has; 1, or a number that was given a cut.
   [[nodiscard]] LeafOwners owners(int num_ranks) const;
   /// Where a leaf of a rank lies in the rank's part of the dimension, block by block.
   [[nodiscard]] std::vector<IndexRange> in_part(std::int64_t leaf, int num_ranks, int rank) const;
 
  private:
-  std::int64_t blocks_ = 1, units_ = 0, unit_ = 0;
-  std::vector<std::int64_t> bounds_;  // in units: leaf i is [bounds[i], bounds[i + 1])
+  [[nodiscard]] IndexRange own_rows(int num_ranks, int rank) const;
+
+  std::vector<RankCut> cuts_;
+  std::int64_t blocks_ = 1, block_size_ = 0;
+  std::vector<std::int64_t> bounds_;  // in a block: leaf i is rows [bounds[i], bounds[i + 1])
 };
 
 enum class LinearCut : std::uint8_t { kOutputs, kInputs };
@@ -54,10 +65,11 @@ enum class LinearCut : std::uint8_t { kOutputs, kInputs };
 /// kOutputs  x [B, T, I] is I on tp, and y S(2): dx is summed over leaves and ranks here, so no copy_to_ranks
 ///           stands before the layer. W is S(0), b S(0).
 /// kInputs   x is S(2), and y I: summed here, and the bias added once. W is S(1), b I.
+/// is_whole  Every rank has all of the layer, which other numbers of ranks cut: nothing is sent, and y is I.
 /// Over cp   x has this rank's tokens. For dW and db all are brought together, of which each cp rank makes
 ///           its share of the rows; the others are 0, as befits parameters that are R there.
 /// Errors    LayoutError for another x.
 [[nodiscard]] nn::Linear::Function invariant_linear(LinearCut side, const ContractionLeaves& leaves,
-                                                    const Mesh& mesh);
+                                                    const Mesh& mesh, bool is_whole = false);
 
 }  // namespace tessera::dist

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <set>
 #include <utility>
@@ -11,6 +12,7 @@
 #include "autograd/grad_mode.h"
 #include "autograd/indexing.h"
 #include "dist/collectives.h"
+#include "dist/invariant_heads.h"
 #include "dist/invariant_linear.h"
 #include "dist/invariant_tokens.h"
 #include "dist/vocab_parallel.h"
@@ -18,8 +20,10 @@
 #include "kernels/suggest.h"
 #include "nn/causal_self_attention.h"
 #include "nn/embedding.h"
+#include "nn/gpt2.h"
 #include "nn/layer_norm.h"
 #include "nn/linear.h"
+#include "nn/llama.h"
 #include "nn/multi_head_attention.h"
 #include "nn/rms_norm.h"
 #include "nn/token_positions.h"
@@ -206,22 +210,45 @@ class TensorParallel {
   }
 
   void column(nn::Linear& linear, const PlanRow& row) {
-    make_invariant(linear, LinearCut::kOutputs, {0, row.blocks, row.units});
+    make_invariant(linear, LinearCut::kOutputs, row);
     for (auto& [name, tensor] : linear.own_parameters()) cut(tensor, {0, row.blocks, row.units});
   }
 
-  void make_invariant(nn::Linear& linear, LinearCut side, const Cut& how) {
+  // The leaves of its sums are what the cuts of all numbers of ranks leave, and these may differ in units.
+  void make_invariant(nn::Linear& linear, LinearCut side, const PlanRow& row) {
     if (!options_.invariant) return;
-    const std::int64_t size = places_.at(name_of(linear.weight())).whole_shape[how.dim];
-    linear.set_function(invariant_linear(side, ContractionLeaves(size, how), mesh_));
+    const int dim = side == LinearCut::kOutputs ? 0 : 1;
+    std::vector<ContractionLeaves::RankCut> cuts;
+    for (const int ranks : kLeafRanks) {
+      const PlanRow other = row_on(ranks, row);
+      const bool is_key_value = other.role == Role::kKeyValue;
+      if (is_key_value && other.units < ranks) continue;
+      cuts.push_back({ranks, {dim, is_key_value ? 1 : other.blocks, other.units}});
+    }
+    const std::int64_t size = places_.at(name_of(linear.weight())).whole_shape[dim];
+    const bool is_whole = row.role == Role::kKeyValue && row.units < mesh_.size(kTp);
+    linear.set_function(invariant_linear(side, ContractionLeaves(size, std::move(cuts)), mesh_, is_whole));
     invariant_linears_.insert(&linear);
+  }
+
+  // The row of the plan for another number of ranks, where the plan is one of ours.
+  [[nodiscard]] PlanRow row_on(int ranks, const PlanRow& row) {
+    if (!plans_.contains(ranks)) {
+      const bool is_ours = dynamic_cast<const nn::Gpt2*>(&model_) != nullptr ||
+                           dynamic_cast<const nn::Llama*>(&model_) != nullptr;
+      plans_[ranks] = is_ours ? tensor_parallel_plan(model_, ranks) : Plan();
+    }
+    for (const PlanRow& other : plans_[ranks]) {
+      if (other.pattern == row.pattern && other.role == row.role) return other;
+    }
+    return row;
   }
 
   void row_parallel(nn::Linear& linear, const PlanRow& row) {
     if (options_.invariant) {
       // Summed, and given its bias, for all tokens: the bias is I.
       const Cut how{1, row.blocks, row.units};
-      make_invariant(linear, LinearCut::kInputs, how);
+      make_invariant(linear, LinearCut::kInputs, row);
       cut(linear.weight(), how);
       if (options_.sequence_parallel)
         linear.add_forward_hook(
@@ -244,7 +271,7 @@ class TensorParallel {
     const Tensor weight = module.find_parameter("weight");
     const std::int64_t count = whole_rows(weight);
     auto* linear = dynamic_cast<nn::Linear*>(&module);
-    if (linear != nullptr) make_invariant(*linear, LinearCut::kOutputs, {0, 1, 0});
+    if (linear != nullptr) make_invariant(*linear, LinearCut::kOutputs, {"", Role::kVocabulary});
     cut(weight, {0, 1, 0});
     if (dynamic_cast<nn::Embedding*>(&module) != nullptr) {
       const bool together = options_.invariant && mesh_.size(MeshAxis::kCp) > 1;
@@ -291,18 +318,28 @@ class TensorParallel {
 
   // row.units key/value heads, row.blocks query heads for each.
   void key_value(nn::Linear& linear, const PlanRow& row) {
-    if (options_.invariant && row.units < mesh_.size(kTp)) {
-      throw ConfigError(fmt::format(
-          "numerics = invariant: with {} key/value heads and tp = {} several ranks have a part of "
-          "the gradient of one head; tp = {} works",
-          row.units, mesh_.size(kTp), largest_leaf_ranks(row.units)));
-    }
+    if (options_.invariant) return invariant_key_value(linear, row);
     if (row.units >= mesh_.size(kTp)) return column(linear, {row.pattern, Role::kColumn, 1, row.units});
     for (auto& [name, tensor] : linear.own_parameters()) set_tp(tensor, AxisLayout::replicated());
     const std::vector<std::int64_t> chosen =
         heads_read(row.units * row.blocks, row.units, mesh_.size(kTp), mesh_.index(kTp));
     linear.add_forward_hook(on_first(
         [chosen, key_heads = row.units](const Tensor& y) { return select_heads(y, key_heads, chosen); }));
+  }
+
+  void invariant_key_value(nn::Linear& linear, const PlanRow& row) {
+    make_invariant(linear, LinearCut::kOutputs, row);
+    const bool is_whole = row.units < mesh_.size(kTp);
+    for (auto& [name, tensor] : linear.own_parameters())
+      if (!is_whole) cut(tensor, {0, 1, row.units});
+    if (row.blocks == 1 && !is_whole) return;
+    const GroupedHeads heads{row.units * row.blocks, row.units, is_whole};
+    linear.add_forward_hook(on_first([mesh = &mesh_, heads](const Tensor& y) {
+      // Without gradients, attention reads keys that are there once, unless a rank's query heads do not fit.
+      return RankContext::current().grad_enabled || heads.keys_are_whole
+                 ? copy_for_query_heads(y, heads, *mesh)
+                 : y;
+    }));
   }
 
   void replicate_for_tokens(const Tensor& parameter) {
@@ -345,6 +382,7 @@ class TensorParallel {
   const Mesh& mesh_;
   TensorParallelOptions options_;
   std::set<const nn::Module*> invariant_linears_;
+  std::map<int, Plan> plans_;  // by number of tp ranks, as far as asked for
   NamedTensors names_;
   std::map<std::string, Placement> places_;
 };

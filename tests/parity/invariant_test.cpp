@@ -99,11 +99,23 @@ TEST(Invariant, HoldsWhereRanksHaveNoHeads) {
     expect_bits_of_one_rank(kInvariantGpt2, layout);
 }
 
+// Key/value heads that several query heads read: as many as ranks, fewer, and copies of them over cp.
+TEST(Invariant, HoldsForGroupedQueries) {
+  for (const char* kv_heads : {"1", "2", "4"}) {
+    const std::string model = fmt::format(
+        "family=llama,layers=2,heads=8,kv_heads={},width=32,hidden=22,context=13,dropout=0.1", kv_heads);
+    for (const char* layout :
+         {"tp=2 sp", "tp=3", "tp=4 zero=3 recompute=full", "tp=6 sp", "tp=8 recompute=selective",
+          "dp=2,tp=3 zero=1", "cp=2 ulysses", "cp=3 ulysses zero=3 recompute=full", "cp=2,tp=3 ulysses sp"})
+      expect_bits_of_one_rank(model, layout);
+  }
+}
+
 // Sizes at which kernels cut their work: several passes over K, several tiles of queries and of the
 // vocabulary, and threads that have something to do.
 TEST(Invariant, HoldsAtSizesThatKernelsCut) {
   for (const char* model : {"layers=2,heads=6,width=96,context=150,dropout=0.1",
-                            "family=llama,layers=1,heads=6,kv_heads=6,width=96,hidden=643,context=150"}) {
+                            "family=llama,layers=1,heads=6,kv_heads=3,width=96,hidden=643,context=150"}) {
     const auto bits = [&](const char* layout) {
       InvariantRun run = invariant_run(model, layout);
       run.vocab = 1031, run.time = 150, run.batch = 5, run.steps = 2;
@@ -266,14 +278,11 @@ struct Refused {
   const char* message;
 };
 class InvariantRefusals : public ::testing::TestWithParam<Refused> {};
-INSTANTIATE_TEST_SUITE_P(Layouts, InvariantRefusals,
-                         ::testing::Values(Refused{"TensorRanks", "tp=5", "tp = 4 works"},
-                                           Refused{"KeyHeads", "tp=6", "4 key/value heads and tp = 6"},
-                                           Refused{"Ring", "cp=2", "ulysses"},
-                                           Refused{"KeyHeadCopies", "cp=3 ulysses", "cp = 2 works"},
-                                           Refused{"LambOverPieces", "dp=2 zero=1 Lamb",
-                                                   "AdamW and Muon work"}),
-                         [](const auto& row) { return std::string(row.param.name); });
+INSTANTIATE_TEST_SUITE_P(
+    Layouts, InvariantRefusals,
+    ::testing::Values(Refused{"TensorRanks", "tp=5", "tp = 4 works"}, Refused{"Ring", "cp=2", "ulysses"},
+                      Refused{"LambOverPieces", "dp=2 zero=1 Lamb", "AdamW and Muon work"}),
+    [](const auto& row) { return std::string(row.param.name); });
 
 TEST_P(InvariantRefusals, NameWhatWorks) {
   try {
