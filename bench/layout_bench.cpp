@@ -50,7 +50,8 @@ struct Workload {
 struct Options {
   Workload work{.model = "layers=4,heads=8,width=256,context=256", .batch = 8, .seq = 256};
   std::string rows =
-      "dp=1;dp=2;dp=2 unchecked;dp=2 zero=1;dp=2 zero=2;dp=2 zero=3;tp=2;tp=2 sp;cp=2;cp=2 ulysses;"
+      "dp=1;dp=1 invariant;dp=2;dp=2 unchecked;dp=2 invariant;dp=2 zero=1;dp=2 zero=2;dp=2 zero=3;"
+      "tp=2;tp=2 sp;tp=2 invariant;cp=2;cp=2 ulysses;"
       "dp=4;dp=4 zero=3;dp=2,tp=2;dp=2,cp=2;dp=8;dp=2,cp=2,tp=2 zero=3";
   int pairs = 5, steps = 3;
   bool per_rank = false;

@@ -7,6 +7,7 @@
 #include "autograd/ops.h"
 #include "dist/collectives.h"
 #include "kernels/error.h"
+#include "nn/token_positions.h"
 #include "tensor/context.h"
 #include "tensor/create.h"
 
@@ -94,9 +95,8 @@ IndexRange own_share(std::int64_t size, const Mesh& mesh) {
 }
 
 std::int64_t tokens_over_tp() {
-  const RankContext& context = RankContext::current();
-  if (context.token_positions != nullptr) return static_cast<std::int64_t>(context.token_positions->size());
-  return context.sequence_length == 0 ? -1 : context.sequence_length;
+  const std::int64_t tokens = nn::tokens_of_tp_peers();
+  return tokens == 0 ? -1 : tokens;
 }
 
 Tensor over_cp(const Tensor& x, const Mesh& mesh) {

@@ -92,8 +92,8 @@ InvariantRun invariant_run(const std::string& model, const std::string& layout) 
       if (word == "SGD" || word == "Muon") config.optimizer.momentum = 0.9;
     } else if (word == "ulysses") {
       config.context_parallel = Config::ContextParallel::kUlysses;
-    } else if (word == "f64" || word == "bf16") {
-      config.dtype = word == "f64" ? kF64 : kBF16;
+    } else if (word == "f64" || word == "bf16" || word == "f16") {
+      config.dtype = word == "f64" ? kF64 : word == "f16" ? kF16 : kBF16;
     } else if (word == "full-gradients") {
       config.zero.keep_full_gradients = true;
     } else if (word == "partitioned") {

@@ -90,13 +90,34 @@ INSTANTIATE_TEST_SUITE_P(Optimizers, Invariant,
 INSTANTIATE_TEST_SUITE_P(OtherTypes, Invariant,
                          ::testing::Values("dp=3 zero=2 f64", "dp=3 zero=3 bf16 pass=2",
                                            "dp=4 bf16 threads=2", "tp=3 sp bf16", "dp=2,tp=2 zero=2 bf16",
-                                           "cp=2 ulysses bf16", "tp=4 sp f64"),
+                                           "cp=2 ulysses bf16", "tp=4 sp f64", "dp=2,tp=2 zero=2 f16"),
                          [](const auto& row) { return test_name(row.param); });
 
 // More heads than some ranks get, and ranks without any.
 TEST(Invariant, HoldsWhereRanksHaveNoHeads) {
   for (const char* layout : {"tp=6 sp", "tp=8", "tp=8 sp zero=3"})
     expect_bits_of_one_rank(kInvariantGpt2, layout);
+}
+
+// The last batch of an epoch: some ranks have no sample of it, and pass all the same.
+TEST(Invariant, HoldsForABatchOfWhichSomeRanksHaveNothing) {
+  const auto bits = [](const char* layout) {
+    InvariantRun run = invariant_run(kInvariantGpt2, layout);
+    run.batch = 5;
+    return bits_of(run);
+  };
+  const std::vector<std::string> alone = bits("dp=1");
+  for (const char* layout : {"dp=8", "dp=8 zero=3", "dp=6 zero=2", "dp=4,tp=2 zero=1 sp", "dp=6 hpz=2"})
+    EXPECT_EQ(bits(layout), alone) << layout;
+}
+
+// Layout types are checks alone: no sum depends on whether they are made.
+TEST(Invariant, HoldsWithoutLayoutChecks) {
+  for (const char* layout : {"dp=2,tp=2 sp", "cp=2,tp=2 ulysses zero=3"}) {
+    InvariantRun run = invariant_run(kInvariantLlama, layout);
+    run.spoil = [](Engine&) { RankContext::current().check_layouts = false; };
+    EXPECT_EQ(bits_of(run), one_rank(run)) << layout;
+  }
 }
 
 // Key/value heads that several query heads read: as many as ranks, fewer, and copies of them over cp.
