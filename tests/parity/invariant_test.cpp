@@ -301,7 +301,8 @@ struct Refused {
 class InvariantRefusals : public ::testing::TestWithParam<Refused> {};
 INSTANTIATE_TEST_SUITE_P(
     Layouts, InvariantRefusals,
-    ::testing::Values(Refused{"TensorRanks", "tp=5", "tp = 4 works"}, Refused{"Ring", "cp=2", "ulysses"},
+    ::testing::Values(Refused{"Pipeline", "pp=2", "give those ranks to dp, tp or cp"},
+                      Refused{"TensorRanks", "tp=5", "tp = 4 works"}, Refused{"Ring", "cp=2", "ulysses"},
                       Refused{"LambOverPieces", "dp=2 zero=1 Lamb", "AdamW and Muon work"}),
     [](const auto& row) { return std::string(row.param.name); });
 
