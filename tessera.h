@@ -25,6 +25,7 @@
 #include "dist/job.h"
 #include "dist/mesh.h"
 #include "dist/optimizer_factory.h"
+#include "dist/parameter_hash.h"
 #include "dist/partitioned_activations.h"
 #include "dist/pipeline.h"
 #include "dist/pipeline_check.h"

@@ -3,6 +3,8 @@
 // A sum of squares that has no order: it is exact, so that whatever is added where, by whichever rank, the
 // result has the same bits (Kulisch, "Computer Arithmetic and Validity", 2008, chapter 8: a fixed-point
 // number as long as the range of a double).
+//
+// Private to dist/.
 
 #include <array>
 #include <cstdint>

@@ -11,6 +11,8 @@
 //   exact_sum.h           the norm of gradients
 //
 // and docs/invariance.md explains it.
+//
+// Private to dist/.
 
 #include "dist/config.h"
 #include "dist/mesh.h"

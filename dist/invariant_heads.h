@@ -4,6 +4,8 @@
 // gradient of a key/value head is a sum over the query heads that read it, and tp or cp may cut between
 // those. So they are its leaves: attention is given a copy of the keys for each query head, and the gradients
 // of the copies are added up in the tree of dist/tree_sum.h.
+//
+// Private to dist/.
 
 #include <cstdint>
 

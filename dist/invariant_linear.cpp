@@ -55,7 +55,7 @@ ContractionLeaves::ContractionLeaves(std::int64_t size, std::vector<RankCut> cut
   bounds_.erase(std::unique(bounds_.begin(), bounds_.end()), bounds_.end());
 }
 
-IndexRange ContractionLeaves::own_rows(int num_ranks, int rank) const {
+Range ContractionLeaves::own_rows(int num_ranks, int rank) const {
   if (num_ranks == 1) return {0, block_size_};
   const auto found = std::ranges::find(cuts_, num_ranks, &RankCut::ranks);
   if (found == cuts_.end()) throw IndexError(fmt::format("leaves: {} ranks make no cut here", num_ranks));
@@ -71,16 +71,16 @@ LeafOwners ContractionLeaves::owners(int num_ranks) const {
     return static_cast<std::int64_t>(std::ranges::lower_bound(bounds_, row) - bounds_.begin());
   };
   for (int r = 0; r < num_ranks; ++r) {
-    const IndexRange own = own_rows(num_ranks, r);
+    const Range own = own_rows(num_ranks, r);
     owners.runs.push_back({leaf_at(own.begin), leaf_at(own.end)});
   }
   return owners;
 }
 
-std::vector<IndexRange> ContractionLeaves::in_part(std::int64_t leaf, int num_ranks, int rank) const {
+std::vector<Range> ContractionLeaves::in_part(std::int64_t leaf, int num_ranks, int rank) const {
   const auto i = static_cast<std::size_t>(leaf);
-  const IndexRange own = own_rows(num_ranks, rank);
-  std::vector<IndexRange> ranges;
+  const Range own = own_rows(num_ranks, rank);
+  std::vector<Range> ranges;
   for (std::int64_t block = 0; block < blocks_; ++block) {
     const std::int64_t first = block * (own.end - own.begin) - own.begin;
     ranges.push_back({first + bounds_[i], first + bounds_[i + 1]});
@@ -137,7 +137,7 @@ Tensor Layer::contract(const Tensor& a, const Tensor& b) const {
   for (std::int64_t leaf = own.begin; leaf < own.end; ++leaf) {
     Tensor product = empty({a.dim(0), b.dim(1)}, wide);
     bool is_first = true;
-    for (const IndexRange& range : leaves_.in_part(leaf, ranks_, rank_)) {
+    for (const Range& range : leaves_.in_part(leaf, ranks_, rank_)) {
       multiply(a.slice(1, range.begin, range.end), b.slice(0, range.begin, range.end), product,
                !std::exchange(is_first, false));
     }
@@ -209,7 +209,7 @@ nn::Linear::Function invariant_linear(LinearCut side, const ContractionLeaves& l
             grads[0] = layer->input_gradient(dy, weight.get().detach().set_layout({})).reshape(x_shape);
           if (!needs[1] && !needs[2]) return grads;
           const Tensor dy_rows = as_rows(over_cp(dy, layer->mesh()));
-          const IndexRange own = own_share(outputs, layer->mesh());
+          const Range own = own_share(outputs, layer->mesh());
           const Tensor own_dy = dy_rows.slice(1, own.begin, own.end);
           const auto zeros_of = [&](const Shape& shape, DType dtype) {
             return zeros(shape, {.dtype = dtype, .device = dy.device()});

@@ -10,6 +10,8 @@
 //   leaves         |           |   |       |       |   |           |
 //
 // so the cuts are where they are in Fast numerics, and each is a cut of the tree.
+//
+// Private to dist/.
 
 #include <array>
 #include <cstdint>
@@ -17,6 +19,7 @@
 
 #include "dist/mesh.h"
 #include "dist/placement.h"
+#include "dist/range.h"
 #include "dist/tree_sum.h"
 #include "nn/linear.h"
 
@@ -47,10 +50,10 @@ class ContractionLeaves {
   /// Which leaves each of `num_ranks` ranks has; 1, or a number that was given a cut.
   [[nodiscard]] LeafOwners owners(int num_ranks) const;
   /// Where a leaf of a rank lies in the rank's part of the dimension, block by block.
-  [[nodiscard]] std::vector<IndexRange> in_part(std::int64_t leaf, int num_ranks, int rank) const;
+  [[nodiscard]] std::vector<Range> in_part(std::int64_t leaf, int num_ranks, int rank) const;
 
  private:
-  [[nodiscard]] IndexRange own_rows(int num_ranks, int rank) const;
+  [[nodiscard]] Range own_rows(int num_ranks, int rank) const;
 
   std::vector<RankCut> cuts_;
   std::int64_t blocks_ = 1, block_size_ = 0;

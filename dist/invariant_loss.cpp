@@ -41,7 +41,7 @@ Forward forward(const Tensor& logits, const Tensor& targets, std::int64_t vocab,
   Tensor minus_target = zeros({rows}, like), largest = full({rows}, -1e30, like);
   std::vector<Tensor> lse_of_leaf;
   for (std::int64_t leaf = own.begin; leaf < own.end; ++leaf) {
-    const IndexRange columns = leaves.in_part(leaf, ranks, rank).front();
+    const Range columns = leaves.in_part(leaf, ranks, rank).front();
     Tensor minus = empty({rows}, like), lse = empty({rows}, like);
     kernel.cross_entropy(logits.slice(1, columns.begin, columns.end).view(),
                          targets_in(targets, first_column + columns.begin, first_column + columns.end, vocab,

@@ -2,6 +2,8 @@
 
 // Cross-entropy of Invariant numerics: the sum over the vocabulary has the leaves of dist/invariant_linear.h,
 // on one rank as well, and the loss of a sample is a sum over all of its tokens, whichever rank has them.
+//
+// Private to dist/.
 
 #include "autograd/losses.h"
 #include "dist/mesh.h"

@@ -88,7 +88,7 @@ Tensor cut_embedded_tokens(const Tensor& y, const Tensor& rows, std::int64_t num
       });
 }
 
-IndexRange own_share(std::int64_t size, const Mesh& mesh) {
+Range own_share(std::int64_t size, const Mesh& mesh) {
   const int ranks = mesh.size(MeshAxis::kCp), rank = mesh.index(MeshAxis::kCp);
   const std::int64_t begin = shard_begin(size, ranks, rank);
   return {begin, begin + shard_size(size, ranks, rank)};

@@ -3,6 +3,8 @@
 // Where Invariant numerics bring the tokens of a sequence together that sequence parallelism (over tp) or
 // context parallelism (over cp) cuts. Sums over tokens are then made of all of them, in the order in which
 // one rank has them, instead of by parts whose number depends on the layout.
+//
+// Private to dist/.
 
 #include <cstdint>
 
@@ -37,7 +39,7 @@ namespace tessera::dist {
                                          const Mesh& mesh);
 
 /// Of `size` rows of a gradient that all cp ranks could make, those that this one does.
-[[nodiscard]] IndexRange own_share(std::int64_t size, const Mesh& mesh);
+[[nodiscard]] Range own_share(std::int64_t size, const Mesh& mesh);
 
 /// The tokens of all ranks that share a sequence, for norms on cut tokens; null where none are cut.
 [[nodiscard]] TokenRanksPtr token_ranks(const Mesh& mesh, bool sequence_parallel);
