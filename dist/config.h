@@ -97,8 +97,8 @@ struct Config {
   /// zero_optimization. Sizes in elements.
   struct Zero {
     int stage = 0;
-    std::int64_t prefetch_bucket_size = 50'000'000;    ///< stage3_prefetch_bucket_size
-    std::int64_t param_persistence_threshold = 0;      ///< stage3_param_persistence_threshold
+    std::int64_t prefetch_bucket_size = -1;        ///< stage3_prefetch_bucket_size; −1: the largest unit
+    std::int64_t param_persistence_threshold = 0;  ///< stage3_param_persistence_threshold
     std::int64_t max_live_parameters = 1'000'000'000;  ///< stage3_max_live_parameters
     std::int64_t max_reuse_distance = 0;               ///< stage3_max_reuse_distance
     /// zero_hpz_partition_size: data ranks over which parameters are cut; 1: no hpZ

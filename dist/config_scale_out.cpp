@@ -45,9 +45,9 @@ void check_axes(const ConfigFile& file, const MeshShape& mesh) {
 }
 
 std::int64_t read_elements(ConfigFile& section, const char* key, std::int64_t otherwise) {
-  const std::int64_t value = section.integer(key).value_or(otherwise);
-  if (value < 0) section.refuse(key, "expected a number of elements, from 0");
-  return value;
+  const auto given = section.integer(key);
+  if (given && *given < 0) section.refuse(key, "expected a number of elements, from 0");
+  return given.value_or(otherwise);
 }
 
 void read_pipeline(ConfigFile& section, Config::Pipeline& pipeline) {

@@ -405,7 +405,7 @@ int run(const JobOptions& options, const std::function<void(Job&)>& program) noe
   }
 }
 
-int run(int argc, char** argv, const std::function<void(Job&)>& program) noexcept {
+int run(int& argc, char** argv, const std::function<void(Job&)>& program) noexcept {
   try {
     return run(JobOptions::take_from(argc, argv), program);
   } catch (...) {

@@ -116,7 +116,7 @@ void run_on_root(Communicator& group, const std::function<void()>& action,
 
 /// The same for a program without options of its own, or that looks at what JobOptions::take_from leaves of
 /// argv.
-[[nodiscard]] int run(int argc, char** argv, const std::function<void(Job&)>& program) noexcept;
+[[nodiscard]] int run(int& argc, char** argv, const std::function<void(Job&)>& program) noexcept;
 
 /// Runs `program` on `num_ranks` threads of this process and throws the first cause, if there is one. For
 /// tests, and programs that handle errors themselves. Never ends the process: waits for every rank.

@@ -24,7 +24,15 @@ ZeroGather::ZeroGather(FlatSet& flats)
     : set_(flats),
       flats_(flats.plan.flats.size()),
       units_(flats.plan.units.size()),
-      stages_(flats.plan.num_stages) {
+      stages_(flats.plan.num_stages),
+      prefetch_elements_(flats.options.prefetch_elements) {
+  if (prefetch_elements_ < 0) {
+    for (const ZeroUnit& unit : flats.plan.units) {
+      std::int64_t elements = 0;
+      for (const std::size_t flat : unit.flats) elements += flats.plan.flats[flat].padded;
+      prefetch_elements_ = std::max(prefetch_elements_, elements);
+    }
+  }
   for (std::size_t unit = 0; unit < units_.size(); ++unit)
     stages_[flats.plan.units[unit].stage].forward.units.push_back(unit);
   for (auto& [forward, backward] : stages_) {
@@ -222,8 +230,7 @@ void ZeroGather::prefetch(const Pass& pass) {
       if (flat.presence == Presence::kHere) continue;  // kept for this use
       ahead += plan.padded;
       if (flat.presence == Presence::kUnderWay) continue;
-      if (ahead > set_.options.prefetch_elements ||
-          live_elements_ + plan.padded > set_.options.max_live_parameters) {
+      if (ahead > prefetch_elements_ || live_elements_ + plan.padded > set_.options.max_live_parameters) {
         return;
       }
       start(index);

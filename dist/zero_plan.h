@@ -64,8 +64,10 @@ struct ZeroOptions {
 
   // Where parameters are cut. Counted in elements, as DeepSpeed counts them.
   std::int64_t max_live_parameters = 1'000'000'000;  ///< gathered at once, as far as prefetching goes
-  std::int64_t prefetch_elements = 50'000'000;       ///< gathered ahead of their use; 0: none
-  std::int64_t persistence_threshold = 0;            ///< flats up to this size stay gathered until the update
+  /// Gathered ahead of their use; 0: none; −1: as many as the largest unit has, so that one is on its way
+  /// while another computes.
+  std::int64_t prefetch_elements = -1;
+  std::int64_t persistence_threshold = 0;  ///< flats up to this size stay gathered until the update
   /// A flat that is to be used again before this many elements of others is kept; 0: never.
   std::int64_t max_reuse_distance = 0;
 

@@ -112,6 +112,7 @@ class ZeroGather {
   std::vector<Flat> flats_;
   std::vector<Unit> units_;
   std::vector<Stage> stages_;
+  std::int64_t prefetch_elements_;
   std::size_t stage_ = 0;  // of the pass under way
   bool recording_ = true;
   bool in_forward_ = false;

@@ -372,7 +372,9 @@ TEST(Zero, PrefetchesInTheRecordedOrderWithinItsLimits) {
   };
   const std::int64_t kAny = 1'000'000;
   for (const Case& c : {Case{0, kAny, 3}, Case{3'279, kAny, 3}, Case{3'280, kAny, 4}, Case{3'312, kAny, 5},
-                        Case{kAny, kAny, 6}, Case{kAny, 6'560, 4}, Case{kAny, 6'559, 3}}) {
+                        Case{kAny, kAny, 6}, Case{kAny, 6'560, 4}, Case{kAny, 6'559, 3},
+                        Case{-1, kAny, 5}}) {  // by default as many as the largest unit has: 4,016
+
     ZeroTraining training{.model = kGpt2, .zero = {.placement = ZeroPlacement::stage(3)}, .steps = 3};
     training.zero.prefetch_elements = c.prefetch_elements;
     training.zero.max_live_parameters = c.max_live;
