@@ -8,8 +8,12 @@
 // Ctrl-C ends the run after the step under way, with a checkpoint, and with status 0; --resume goes on from
 // there.
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
 #include <exception>
 #include <filesystem>
@@ -29,6 +33,7 @@
 #include "examples/gpt2/trainer.h"
 #include "kernels/error.h"
 #include "kernels/readable.h"
+#include "optim/loss_scale.h"
 #include "optim/optimizer.h"
 
 namespace gpt2 {
@@ -85,6 +90,29 @@ void claim_output_folder(const TrainOptions& options, const data::Tokenizer& tok
   }
 }
 
+/// Held by the root of a run while it writes into its folder; gone with the process, however that ends.
+class FolderLock {
+ public:
+  explicit FolderLock(const fs::path& folder)
+      : file_(::open((folder / ".lock").c_str(), O_CREAT | O_RDWR, 0644)) {
+    if (file_ < 0 || ::flock(file_, LOCK_EX | LOCK_NB) == 0) return;  // not every file system has locks
+    const bool is_held = errno == EWOULDBLOCK;
+    ::close(file_);
+    file_ = -1;
+    if (is_held)
+      throw FileError(
+          fmt::format("--out {}: another run writes into it; choose another folder", folder.string()));
+  }
+  ~FolderLock() {
+    if (file_ >= 0) ::close(file_);
+  }
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+
+ private:
+  int file_;
+};
+
 void print_overview(const TrainOptions& options, dist::Job& job, Trainer& trainer, const Corpus& corpus) {
   const dist::BatchSizes& batch = trainer.batch();
   const auto plural = [](std::int64_t n, const char* one, const char* many) {
@@ -128,7 +156,11 @@ void train(const TrainOptions& options, dist::Job& job) {
   const Corpus corpus = open_corpus(options.data);
   job.on_root([&] { check_output_folder(options, corpus.tokenizer); });
   Trainer trainer(options, job, corpus.train);
-  job.on_root([&] { claim_output_folder(options, corpus.tokenizer); });
+  std::optional<FolderLock> lock;
+  job.on_root([&] {
+    claim_output_folder(options, corpus.tokenizer);
+    lock.emplace(options.out);
+  });
   data::Metadata resumed;
   if (options.resume && dist::has_checkpoint(options.out)) {
     const dist::CheckpointReader checkpoint(options.out);
@@ -177,9 +209,15 @@ void train(const TrainOptions& options, dist::Job& job) {
 
   bool stopped = false;
   std::exception_ptr log_failure;  // root's
+  std::int64_t num_skipped = 0;
   while (trainer.steps_done() < options.steps && !stopped) {
     const StepReport report = trainer.step();
     stopped = report.stop;
+    num_skipped += report.skipped ? 1 : 0;
+    if (report.skipped) {
+      progress.note(fmt::format("step {}: gradients overflowed, nothing was updated; loss scale now {}",
+                                report.step, trainer.engine().loss_scaler().scale()));
+    }
     if (job.is_root() && !log_failure) {
       progress.step(report);
       try {
@@ -200,6 +238,13 @@ void train(const TrainOptions& options, dist::Job& job) {
   job.on_root([&] {
     if (log_failure) std::rethrow_exception(log_failure);
   });
+  const std::int64_t num_steps = trainer.steps_done() - first_step;
+  if (num_steps > 0 && num_skipped == num_steps) {
+    throw NonFiniteError(fmt::format(
+        "gradients overflowed in every one of {} steps, and nothing was learned: lower fp16.loss_scale, "
+        "or leave it at 0 (dynamic) with a smaller fp16.initial_scale_power",
+        with_commas(num_steps)));
+  }
   if (!stopped) validate();
   if (options.config.numerics == dist::Config::Numerics::kInvariant) {
     // Of what the loss was, in every layout: the same run has the same.

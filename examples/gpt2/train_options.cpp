@@ -260,6 +260,34 @@ void apply_flags(const Flags& flags, TrainOptions& options) {
   if (flags.progress) options.progress = choose("progress", kProgress, *flags.progress);
 }
 
+// Two keys for one setting: neither can win without a word.
+void refuse_doubled_keys(ConfigFile& file, const Flags& own) {
+  const auto refuse = [](const char* key, const char* other) {
+    throw ConfigError(fmt::format("config: '{}' and '{}' say the same; leave one of them out", key, other));
+  };
+  if (own.batch && file.json("train_batch_size")) refuse("batch", "train_batch_size");
+  if (own.micro_batch && file.json("train_micro_batch_size_per_gpu"))
+    refuse("micro_batch", "train_micro_batch_size_per_gpu");
+  if (own.clip && file.json("gradient_clipping")) refuse("clip", "gradient_clipping");
+  if (own.dtype && file.section("bf16").boolean("enabled").value_or(false)) refuse("dtype", "bf16.enabled");
+  if (own.dtype && file.section("fp16").boolean("enabled").value_or(false)) refuse("dtype", "fp16.enabled");
+  ConfigFile params = file.section("optimizer").section("params");
+  if (own.lr && params.json("lr")) refuse("lr", "optimizer.params.lr");
+  if (own.weight_decay && params.json("weight_decay"))
+    refuse("weight_decay", "optimizer.params.weight_decay");
+}
+
+// A scheduler has learning rates of its own.
+void refuse_rates_beside_scheduler(const TrainOptions& options, const Flags& flags) {
+  if (options.config.scheduler.type.empty()) return;
+  const char* given = flags.lr ? "lr" : flags.min_lr ? "min_lr" : flags.warmup ? "warmup" : nullptr;
+  if (given == nullptr) return;
+  throw ConfigError(fmt::format(
+      "{}: the scheduler {} of the config file says which learning rates there are; leave {} out, or the "
+      "scheduler",
+      given, options.config.scheduler.type, given));
+}
+
 void require(bool condition, const char* setting, const char* expected, double value) {
   if (!condition) throw ConfigError(fmt::format("{}: expected {}, got {}", setting, expected, value));
 }
@@ -310,10 +338,13 @@ TrainOptions parse_train_options(int argc, char** argv) {
     ConfigFile file = ConfigFile::load(flags.config);
     options.config = Config::read(file);
     const Flags from_file = read_own_keys(file);
+    refuse_doubled_keys(file, from_file);
+    refuse_rates_beside_scheduler(options, from_file);
     file.refuse_unknown();
     apply_flags(from_file, options);
   }
   apply_flags(flags, options);
+  refuse_rates_beside_scheduler(options, flags);
   check(options);
   const bool about_pipelines = flags.schedule || flags.chunks || flags.partition || options.print_schedule;
   if (about_pipelines && options.config.mesh[tessera::MeshAxis::kPp] == 1) {

@@ -65,8 +65,7 @@ Trainer::Trainer(const TrainOptions& options, dist::Job& job, const data::TokenF
     engine.part_seconds = measure_parts_of_model(batch.micro_batch);
   // Before any memory is taken: what the settings came to, and what that will hold.
   engine.announce = [&](const std::string& memory) {
-    if (config_.zero.stage > 0 || shape.num_ranks() > shape[MeshAxis::kDp])
-      job.log(dist::describe(config_, shape, batch));
+    job.log(dist::describe(config_, shape, batch));
     job.log(memory);
   };
   engine_ = std::make_unique<dist::Engine>(*model_, config_, *mesh_, engine);

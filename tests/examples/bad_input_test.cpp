@@ -1,5 +1,9 @@
 // A user's mistakes: one clear message, status 2, and nothing lost. Failures of the machine: status 1.
 
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
 #include <cstring>
 #include <map>
 #include <regex>
@@ -38,6 +42,12 @@ TEST_F(BadInput, OfTrainingGetsOneMessageAndStatus2) {
   write_file(folder_ / "stage.json", R"({"zero_optimization": {"stage": 2}})");
   write_file(folder_ / "tp.json", R"({"mesh": "tp=2"})");
   write_file(folder_ / "dp.json", R"({"mesh": "dp=3"})");
+  write_file(folder_ / "two_batches.json", R"({"batch": 2, "train_batch_size": 4})");
+  write_file(folder_ / "two_rates.json", R"({"lr": 1e-4, "optimizer": {"params": {"lr": 2e-3}}})");
+  write_file(folder_ / "two_types.json", R"({"dtype": "bf16", "fp16": {"enabled": true}})");
+  write_file(
+      folder_ / "scheduler.json",
+      R"({"scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": 3e-3, "warmup_num_steps": 2}}})");
   write_file(folder_ / "lion.json", R"({"optimizer": {"type": "Lion"}})");
   write_file(folder_ / "selective.json", R"({"recompute": "selective"})");
   for (const Case& c : std::vector<Case>{
@@ -54,6 +64,11 @@ TEST_F(BadInput, OfTrainingGetsOneMessageAndStatus2) {
            {"dropout", "--dropout 1", "dropout: expected a number in \\[0, 1\\)"},
            {"dtype", "--dtype f23", "dtype: expected bf16, f32, f64, got 'f23'"},
            {"progress", "--progress some", "progress: expected auto, bar, lines, none"},
+           {"two keys for a batch", "--config two_batches.json",
+            "'batch' and 'train_batch_size' say the same"},
+           {"two keys for a rate", "--config two_rates.json", "'lr' and 'optimizer.params.lr' say the same"},
+           {"two keys for a type", "--config two_types.json", "'dtype' and 'fp16.enabled' say the same"},
+           {"rate beside a scheduler", "--config scheduler.json --lr 1e-5", "lr: the scheduler WarmupLR"},
            {"no ranks", "--ranks 0", "--ranks: expected a number from 1"},
            {"no threads", "--threads 0", "--threads: expected a number from 1"},
            {"equation", "--batch 10 --micro-batch 4",
@@ -197,6 +212,26 @@ TEST_F(BadInput, OfAnOutputFolderWithoutPermissionIsNoticedBeforeTraining) {
   expect({"prepare", "", "locked.*: Permission denied"}, "gpt2_prepare --text text --out locked/data", 2,
          nobody);
   expect({"log", "", "locked.*: Permission denied"}, train("--out locked --steps 1000000"), 2, nobody);
+}
+
+// Which the one that is there holds as this test does: by a lock that goes with the process.
+TEST_F(BadInput, OfASecondRunIntoOneFolderIsRefused) {
+  std::filesystem::create_directories(folder_ / "run");
+  const int file = ::open((folder_ / "run/.lock").c_str(), O_CREAT | O_RDWR, 0644);
+  ASSERT_GE(file, 0);
+  ASSERT_EQ(::flock(file, LOCK_EX | LOCK_NB), 0);
+  expect({"second run", "", "--out run: another run writes into it"}, train("--out run --steps 1"), 1);
+  ::close(file);
+  EXPECT_EQ(run(train("--out run --steps 1")).status, 0);
+}
+
+TEST_F(BadInput, ThatOverflowsInEveryStepIsNoSuccess) {
+  write_file(folder_ / "overflows.json", R"({"fp16": {"enabled": true, "loss_scale": 1e30}})");
+  const auto outcome = run(train("--out run --steps 3 --config overflows.json"));
+  EXPECT_EQ(outcome.status, 1) << outcome.err;
+  EXPECT_NE(outcome.out.find("step 2: gradients overflowed, nothing was updated"), std::string::npos)
+      << outcome.out;
+  EXPECT_NE(outcome.err.find("overflowed in every one of 3 steps"), std::string::npos) << outcome.err;
 }
 
 TEST_F(BadInput, OfAFullDiskKeepsTheLastCheckpointAndEndsWithStatus1) {

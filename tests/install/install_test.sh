@@ -41,12 +41,14 @@ done >"$work/text"
 alone=$("$work/build/from_readme" "$work/data/train.tokens")
 "$work/build/from_readme" "$work/data/train.tokens" --ranks 2 >"$work/threads"
 "$mpiexec" -n 2 "$work/build/from_readme" "$work/data/train.tokens" >"$work/mpi"
+(mkdir "$work/here" && cd "$work/here" && mkdir data && cp "$work/data/train.tokens" data &&
+  "$work/build/from_readme" --ranks 4 >"$work/four")  # the flag alone leaves no argument
 echo "$alone"
 echo "$alone" | awk '/^step/ {if (!n++) first = $4; last = $4} END {exit !(n > 5 && last < 0.7 * first)}' ||
   { echo "the loss did not fall by a third"; exit 1; }
 # Sums in another order differ by a rounding of f32, 6e-8, which training itself makes grow: to 1e-5 of the loss within
 # 21 steps, to a thousandth within 100. A wrong sum over ranks differs by more in its first steps.
-for other in threads mpi; do
+for other in threads mpi four; do
   echo "$alone" | awk -v other="$work/$other" '
     /^step/ {getline line < other; split(line, field); d = field[4] - $4; if (d < 0) d = -d
              bound = $2 <= 21 ? 1e-5 : 1e-3
