@@ -94,7 +94,7 @@ void claim_output_folder(const TrainOptions& options, const data::Tokenizer& tok
 class FolderLock {
  public:
   explicit FolderLock(const fs::path& folder)
-      : file_(::open((folder / ".lock").c_str(), O_CREAT | O_RDWR, 0644)) {
+      : file_(::open((folder / ".lock").c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0644)) {
     if (file_ < 0 || ::flock(file_, LOCK_EX | LOCK_NB) == 0) return;  // not every file system has locks
     const bool is_held = errno == EWOULDBLOCK;
     ::close(file_);
@@ -154,12 +154,15 @@ std::string describe(const Evaluation& result, std::int64_t step) {
 
 void train(const TrainOptions& options, dist::Job& job) {
   const Corpus corpus = open_corpus(options.data);
-  job.on_root([&] { check_output_folder(options, corpus.tokenizer); });
-  Trainer trainer(options, job, corpus.train);
   std::optional<FolderLock> lock;
   job.on_root([&] {
+    if (fs::is_directory(options.out)) lock.emplace(options.out);
+    check_output_folder(options, corpus.tokenizer);
+  });
+  Trainer trainer(options, job, corpus.train);
+  job.on_root([&] {
     claim_output_folder(options, corpus.tokenizer);
-    lock.emplace(options.out);
+    if (!lock) lock.emplace(options.out);
   });
   data::Metadata resumed;
   if (options.resume && dist::has_checkpoint(options.out)) {

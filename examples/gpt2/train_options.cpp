@@ -280,7 +280,13 @@ void refuse_doubled_keys(ConfigFile& file, const Flags& own) {
 // A scheduler has learning rates of its own.
 void refuse_rates_beside_scheduler(const TrainOptions& options, const Flags& flags) {
   if (options.config.scheduler.type.empty()) return;
-  const char* given = flags.lr ? "lr" : flags.min_lr ? "min_lr" : flags.warmup ? "warmup" : nullptr;
+  // WarmupCosineLR rises to the optimizer's rate, and so does WarmupLR unless it is told another.
+  const auto& [type, params, warmup_type] = options.config.scheduler;
+  const bool takes_lr = type == "WarmupCosineLR" || (type == "WarmupLR" && !params.contains("warmup_max_lr"));
+  const char* given = flags.lr && !takes_lr ? "lr"
+                      : flags.min_lr        ? "min_lr"
+                      : flags.warmup        ? "warmup"
+                                            : nullptr;
   if (given == nullptr) return;
   throw ConfigError(fmt::format(
       "{}: the scheduler {} of the config file says which learning rates there are; leave {} out, or the "

@@ -48,6 +48,9 @@ TEST_F(BadInput, OfTrainingGetsOneMessageAndStatus2) {
   write_file(
       folder_ / "scheduler.json",
       R"({"scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": 3e-3, "warmup_num_steps": 2}}})");
+  write_file(
+      folder_ / "cosine.json",
+      R"({"scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": 9, "warmup_num_steps": 2}}})");
   write_file(folder_ / "lion.json", R"({"optimizer": {"type": "Lion"}})");
   write_file(folder_ / "selective.json", R"({"recompute": "selective"})");
   for (const Case& c : std::vector<Case>{
@@ -69,6 +72,7 @@ TEST_F(BadInput, OfTrainingGetsOneMessageAndStatus2) {
            {"two keys for a rate", "--config two_rates.json", "'lr' and 'optimizer.params.lr' say the same"},
            {"two keys for a type", "--config two_types.json", "'dtype' and 'fp16.enabled' say the same"},
            {"rate beside a scheduler", "--config scheduler.json --lr 1e-5", "lr: the scheduler WarmupLR"},
+           {"floor beside a scheduler", "--config cosine.json --min-lr 1e-5", "min_lr: the scheduler"},
            {"no ranks", "--ranks 0", "--ranks: expected a number from 1"},
            {"no threads", "--threads 0", "--threads: expected a number from 1"},
            {"equation", "--batch 10 --micro-batch 4",
