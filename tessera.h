@@ -21,6 +21,7 @@
 #include "dist/comm_summary.h"
 #include "dist/config.h"
 #include "dist/data_parallel.h"
+#include "dist/dry_run.h"
 #include "dist/engine.h"
 #include "dist/job.h"
 #include "dist/mesh.h"

@@ -87,6 +87,7 @@ Engine::Engine(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
       mesh_(mesh),
       batch_(resolve_batch_sizes(config.batch, mesh.shape(), options.largest_micro_batch)),
       seq_(options.seq == 0 ? model.context() : options.seq),
+      device_(options.device),
       schedule_(options.schedule.value_or(optim::ConstantLR{config.optimizer.lr})),
       comm_summary_(mesh.world()) {
   check_supported(model, config, mesh, seq_);
@@ -102,8 +103,11 @@ Engine::Engine(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
   }
   set_recomputation(model, config, mesh);
   const LaidOut& laid_out = parts_->laid_out;
-  const ZeroOptions zero = zero_options(config, mesh, laid_out, parts_->pipeline.get());
+  ZeroOptions zero = zero_options(config, mesh, laid_out, parts_->pipeline.get());
+  zero.device = device_;
   if (options.announce) options.announce(describe_memory(model, config, mesh, zero));
+  if (device_ == meta) RankContext::current().count_meta_from_zero();
+  tell_places();
   parts_->zero = std::make_unique<Zero>(model, mesh, zero, [&laid_out](const auto& record, Tensor& local) {
     laid_out.placement(record.name).fill_initial(record, local);
   });
@@ -119,6 +123,21 @@ optim::LossScaler& Engine::loss_scaler() noexcept { return parts_->scaler; }
 const LaidOut& Engine::laid_out() const noexcept { return parts_->laid_out; }
 Pipeline* Engine::pipeline() noexcept { return parts_->pipeline.get(); }
 
+MemoryPool& Engine::pool() const { return *RankContext::current().pool(device_); }
+MemoryReport Engine::memory() const { return pool().report(); }
+
+// For MemoryReport::peak_moment. The hooks outlive the engine, so they hold nothing of it.
+void Engine::tell_places() {
+  std::vector<nn::Module*> modules = model_.embedding_modules();
+  for (nn::Block* block : model_.blocks()) modules.push_back(block);
+  for (nn::Module* module : model_.head_modules()) modules.push_back(module);
+  for (nn::Module* module : modules) {
+    module->add_forward_pre_hook([device = device_](nn::Module& self, auto&&) {
+      RankContext::current().pool(device)->set_place("in", self.name());
+    });
+  }
+}
+
 // --- A step ------------------------------------------------------------------------------------------------
 
 StepReport Engine::train_step(const SampleSource& source, std::int64_t num_samples) {
@@ -130,7 +149,9 @@ StepReport Engine::train_step(const SampleSource& source, std::int64_t num_sampl
     };
     parts_->pipeline->train(
         *parts_->zero, all,
-        {.begin_pass = [this](const MicroBatch& m) { set_context(m.first_sample); }, .loss = loss});
+        {.begin_pass = [this](const MicroBatch& m) { set_context(m.first_sample); },
+         .loss = loss,
+         .begin_action = [this](const Action& action) { pool().set_moment(to_string(action)); }});
     passes_left_ = 0;
   } else {
     for (const MicroBatch& micro_batch : all) backward(forward(micro_batch));
@@ -149,7 +170,9 @@ void Engine::give_up_step() {
 
 // The tokens of this rank's part of each sequence, as what they are on the mesh.
 Tensor Engine::own_tokens(std::span<const std::int64_t> values, std::int64_t count) const {
-  Tensor tokens = from_span<std::int64_t>(values, Shape{count, seq_});
+  const Shape shape{count, seq_};
+  Tensor tokens = device_ == meta ? empty(shape, {.dtype = kI64, .device = meta})
+                                  : from_span<std::int64_t>(values, shape);
   Layout layout;
   if (mesh_.size(kDp) > 1) layout = layout.with(kDp, AxisLayout::sharded(0));
   if (mesh_.size(kCp) > 1) {
@@ -163,7 +186,8 @@ std::vector<MicroBatch> Engine::micro_batches(const SampleSource& source, std::i
   if (parts_->pipeline != nullptr) parts_->pipeline->refuse_if_broken();
   if (under_way_) give_up_step();
   started_ = now();
-  RankContext::current().pool(cpu)->reset_peak();
+  pool().set_moment("Samples");
+  pool().reset_peak();
   comm_summary_.begin_step();
   loss_sum_ = 0.0;
   num_samples_ = num_samples == 0 ? batch_.global : num_samples;
@@ -187,7 +211,11 @@ std::vector<MicroBatch> Engine::micro_batches(const SampleSource& source, std::i
     const std::int64_t rows = std::max<std::int64_t>(size, 1);
     std::vector<std::int64_t> inputs(static_cast<std::size_t>(rows * seq_)),
         targets(inputs.size(), kIgnoredTarget);
-    if (size > 0) source(steps_done_, begin + first, size, inputs, targets);
+    if (device_ == meta) {
+      std::fill_n(targets.begin(), size * seq_, std::int64_t{0});
+    } else if (size > 0) {
+      source(steps_done_, begin + first, size, inputs, targets);
+    }
     counted +=
         static_cast<double>(std::ranges::count_if(targets, [](auto t) { return t != kIgnoredTarget; }));
     has_sample_.push_back(size > 0);
@@ -200,7 +228,7 @@ std::vector<MicroBatch> Engine::micro_batches(const SampleSource& source, std::i
   if (mesh_.index(kPp) != 0 || mesh_.index(kTp) != 0 || mesh_.index(kCp) != 0) counted = 0.0;
   mesh_.world().all_reduce(buffer_of(std::span(&counted, 1)));
   num_targets_ = static_cast<std::int64_t>(counted);
-  passes_left_ = passes;
+  num_passes_ = passes_left_ = passes;
   under_way_ = true;
   if (is_invariant()) {
     sample_losses_.assign(static_cast<std::size_t>(num_samples_), 0.0);
@@ -254,6 +282,7 @@ std::string Engine::find_culprit(const MicroBatch& micro_batch) {
 
 Tensor Engine::forward(const MicroBatch& micro_batch) {
   refuse_parts("forward");
+  pool().set_moment(to_string(Action::forward(static_cast<int>(num_passes_ - passes_left_))));
   set_context(micro_batch.first_sample);
   if (is_invariant()) {
     const InvariantLoss loss =
@@ -261,11 +290,12 @@ Tensor Engine::forward(const MicroBatch& micro_batch) {
     return checked(loss.sum, loss.whole, micro_batch);
   }
   const Tensor loss = loss_sum(micro_batch.ids, micro_batch.targets);
-  return checked(loss, loss.item(), micro_batch);
+  return checked(loss, device_ == meta ? 0.0 : loss.item(), micro_batch);
 }
 
 // The loss, once its value is known to be finite and counted.
 Tensor Engine::checked(const Tensor& loss, double value, const MicroBatch& micro_batch) {
+  if (device_ == meta) return loss;
   if (!std::isfinite(value)) {
     throw NonFiniteError(fmt::format("step {}: the loss is {}: {}", steps_done_ + 1,
                                      std::isnan(value) ? "NaN" : "infinite", find_culprit(micro_batch)));
@@ -297,6 +327,7 @@ void Engine::backward(const Tensor& loss) {
         "Engine::backward: every pass of this step has had its backward; call step(), then "
         "micro_batches() for the next");
   }
+  pool().set_moment(to_string(Action::backward(static_cast<int>(num_passes_ - passes_left_))));
   in_backward_ = true;
   const auto pass = has_sample_.size() - static_cast<std::size_t>(passes_left_);
   parts_->zero->begin_backward({.last = --passes_left_ == 0, .has_sample = has_sample_[pass]});
@@ -311,6 +342,7 @@ StepReport Engine::step() {
     throw AutogradError(
         fmt::format("Engine::step: {} passes of this step have had no backward yet", passes_left_));
   }
+  pool().set_moment("Sums of gradients over further ranks");
   parts_->zero->finish_gradients();
   StepReport report;
   report.lr = optim::lr_at(schedule_, steps_done_);
@@ -342,7 +374,9 @@ bool Engine::update(StepReport& report) {
                                      steps_done_ + 1,
                                      culprit.empty() ? "a parameter of another rank" : "'" + culprit + "'"));
   }
+  pool().set_moment("Optimizer step");
   optimizer.step({.grad_scale = optim::clip_factor(report.grad_norm, config_.gradient_clipping) * unscale});
+  pool().set_moment("New parameters on their way");
   parts_->zero->after_update();
   return true;
 }
@@ -350,7 +384,7 @@ bool Engine::update(StepReport& report) {
 void Engine::share_figures(StepReport& report) {
   // One small all-gather carries all that the ranks tell each other: loss, memory, and whether to stop.
   std::vector<double> mine{mesh_.index(kTp) == 0 ? loss_sum_ : 0.0, stop_requested_ ? 1.0 : 0.0};
-  const MemoryReport memory = RankContext::current().pool(cpu)->report();
+  const MemoryReport memory = this->memory();
   mine.push_back(static_cast<double>(memory.total.peak));
   for (const MemoryUse& use : memory.by_category) mine.push_back(static_cast<double>(use.peak));
   std::vector<double> all(mine.size() * static_cast<std::size_t>(mesh_.world().size()));
@@ -369,7 +403,8 @@ void Engine::share_figures(StepReport& report) {
   }
   if (is_invariant()) total_loss = sum_of_sample_losses();
   report.loss = total_loss / static_cast<double>(std::max<std::int64_t>(num_targets_, 1));
-  for (const TapeTotal& total : comm_summary_.end_step()) {
+  report.traffic = comm_summary_.end_step();
+  for (const TapeTotal& total : report.traffic) {
     if (total.sent_bytes > 0) report.sent_bytes[total.group] += total.sent_bytes;
   }
 }

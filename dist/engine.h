@@ -64,6 +64,7 @@ struct StepReport {
   std::array<std::int64_t, kNumMemoryCategories> peak_bytes{};  ///< of the rank with the largest total
   std::int64_t peak_total_bytes = 0;                            ///< of that rank
   std::map<std::string, std::int64_t> sent_bytes;               ///< by group, of this rank
+  std::vector<TapeTotal> traffic;                               ///< by group and operation, of this rank
   bool skipped = false;                                         ///< f16: gradients overflowed, no update
   bool stop = false;                                            ///< a rank was asked to stop
   [[nodiscard]] double tokens_per_second() const { return static_cast<double>(tokens) / seconds; }
@@ -81,6 +82,9 @@ struct EngineOptions {
   std::vector<double> part_seconds;
   /// Told the bytes that this rank is going to hold between steps, before any is allocated.
   std::function<void(const std::string& text)> announce;
+  /// Where everything lies. On meta there is no data: nothing is asked of a SampleSource, every target counts,
+  /// losses and norms are 0. What is allocated, sent and counted is that of a run; see dist/dry_run.h.
+  Device device = cpu;
   /// Micro-batches larger than this are cut where only the batch is given.
   std::int64_t largest_micro_batch = 8;
 };
@@ -144,6 +148,8 @@ class Engine {
   [[nodiscard]] std::int64_t steps_done() const noexcept { return steps_done_; }
   /// What this rank sent in the steps that ended; a step that was given up is not counted.
   [[nodiscard]] const CommSummary& comm_summary() const noexcept { return comm_summary_; }
+  /// Of this rank, since the last step began.
+  [[nodiscard]] MemoryReport memory() const;
   /// The next step's report says `stop` on every rank.
   void request_stop() noexcept { stop_requested_ = true; }
   [[nodiscard]] const BatchSizes& batch() const noexcept { return batch_; }
@@ -180,6 +186,8 @@ class Engine {
   void refuse_parts(const char* call) const;
   [[nodiscard]] Tensor own_tokens(std::span<const std::int64_t> values, std::int64_t count) const;
   void set_context(std::int64_t first_sample) const;
+  [[nodiscard]] MemoryPool& pool() const;
+  void tell_places();
   static void clear_context();
   [[nodiscard]] std::string find_culprit(const MicroBatch& micro_batch);
   [[nodiscard]] bool update(StepReport& report);
@@ -200,6 +208,7 @@ class Engine {
   const Mesh& mesh_;
   BatchSizes batch_;
   std::int64_t seq_ = 0;
+  Device device_;
   optim::Schedule schedule_;
   std::unique_ptr<Parts> parts_;
 
@@ -209,7 +218,7 @@ class Engine {
   double started_ = 0.0;
   double loss_sum_ = 0.0;
   std::int64_t num_samples_ = 0, num_targets_ = 0;
-  std::int64_t passes_left_ = 0;
+  std::int64_t num_passes_ = 0, passes_left_ = 0;
   std::vector<bool> has_sample_;       // by pass
   std::vector<double> sample_losses_;  // Invariant numerics: of the samples that this rank has had, else 0
 

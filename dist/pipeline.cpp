@@ -224,10 +224,13 @@ struct Pipeline::Run {
   std::map<Key, Tensor> input_gradients{};  // of a stage, on their way to the one before
   struct Sending {
     Work work;
-    Tensor elements;  // must stay until they have left
+    Tensor elements;        // must stay until they have left
+    std::size_t until = 0;  // this action: then they have, whoever was slow
   };
   std::list<Sending> sending{};
-  std::vector<int> passes_left{};  // by chunk
+  std::vector<std::size_t> received{};  // known_received
+  std::size_t current = 0;              // action
+  std::vector<int> passes_left{};       // by chunk
 
   [[nodiscard]] Communicator& group() const { return pipeline.mesh_.group(kPp); }
   [[nodiscard]] const MicroBatch& micro_batch(const Action& action) const {
@@ -237,8 +240,12 @@ struct Pipeline::Run {
 
   void run() {
     passes_left.assign(static_cast<std::size_t>(schedule.num_chunks), schedule.num_micro_batches);
-    for (const Action& action : schedule.actions[static_cast<std::size_t>(pipeline.rank())]) {
-      perform(action);
+    const std::vector<Action>& actions = schedule.actions[static_cast<std::size_t>(pipeline.rank())];
+    received = known_received(schedule, pipeline.rank());
+    for (current = 0; current < actions.size(); ++current) {
+      if (callbacks.begin_action) callbacks.begin_action(actions[current]);
+      perform(actions[current]);
+      release_sent();
       make_progress();
     }
     for (Sending& each : sending) each.work.wait();
@@ -282,7 +289,7 @@ struct Pipeline::Run {
   void send(const Tensor& x, const Action& action) {
     const Tensor elements = x.detach().contiguous();
     Work work = group().send_async(const_buffer_of(elements), schedule.peer(pipeline.rank(), action));
-    sending.push_back({std::move(work), elements});
+    sending.push_back({std::move(work), elements, received[current]});
   }
 
   [[nodiscard]] Tensor receive(const Action& action) const {
@@ -292,9 +299,17 @@ struct Pipeline::Run {
     return x.set_layout(pipeline.hidden_layout(ids));
   }
 
-  // Messages go on in calls alone.
+  // Messages go on in calls alone. What has left stays: when is a matter of luck, and memory must not be.
   void make_progress() {
-    sending.remove_if([](Sending& each) { return each.work.test(); });
+    for (Sending& each : sending) static_cast<void>(each.work.test());
+  }
+
+  void release_sent() {
+    sending.remove_if([this](Sending& each) {
+      if (each.until > current) return false;
+      each.work.wait();
+      return true;
+    });
   }
 
   void forward(const Action& action) {

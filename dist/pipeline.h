@@ -84,6 +84,8 @@ class Pipeline {
     std::function<void(const MicroBatch&)> begin_pass;
     /// From the head's output to the scalar from which the backward pass begins.
     std::function<Tensor(const Tensor& logits, const MicroBatch&)> loss;
+    /// Told of each action before it begins.
+    std::function<void(const Action&)> begin_action = nullptr;
   };
   /// Forward and backward passes of all micro-batches, in the order of the schedule.
   /// Errors  What a pass throws. Ranks are in different passes then and messages are under way: every further

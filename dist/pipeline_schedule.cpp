@@ -166,6 +166,30 @@ void add_messages(Schedule& schedule) {
   }
 }
 
+std::vector<std::size_t> known_received(const Schedule& schedule, int rank) {
+  // For each peer, by Recv of its own, where this rank takes the first message that the peer sends after it.
+  std::map<int, std::map<Action, std::size_t>> answered;
+  const std::vector<Action>& own = schedule.actions.at(static_cast<std::size_t>(rank));
+  std::map<Action, std::size_t> place;
+  for (std::size_t i = 0; i < own.size(); ++i) place[own[i]] = i;
+  for (int peer = 0; peer < schedule.num_ranks; ++peer) {
+    if (peer == rank) continue;
+    const std::vector<Action>& theirs = schedule.actions[static_cast<std::size_t>(peer)];
+    std::size_t next = own.size();
+    for (auto action = theirs.rbegin(); action != theirs.rend(); ++action) {
+      if (action->is_compute() || schedule.peer(peer, *action) != rank) continue;
+      if (action->is_send()) next = place.at(recv_of(schedule, peer, *action));
+      if (action->is_recv()) answered[peer][*action] = next;
+    }
+  }
+  std::vector<std::size_t> known(own.size(), 0);
+  for (std::size_t i = 0; i < own.size(); ++i) {
+    if (own[i].is_send())
+      known[i] = answered.at(schedule.peer(rank, own[i])).at(recv_of(schedule, rank, own[i]));
+  }
+  return known;
+}
+
 Schedule forward_only(Schedule schedule) {
   for (auto& actions : schedule.actions) {
     std::erase_if(actions, [](const Action& action) {

@@ -5,6 +5,7 @@
 // times them (pipeline_simulation.h), a drawing shows them (pipeline_drawing.h). No tensor comes near them.
 
 #include <compare>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -128,6 +129,12 @@ struct Schedule {
 /// data; before what needs a message, the receives from its sender up to that message, so that the order of
 /// each channel is kept. A generator orders computations and ends with this.
 void add_messages(Schedule& schedule);
+
+/// For each action of `rank` that is a Send: the index of its own action after which the message is sure to
+/// have been received, so that waiting for the send waits for nobody and its memory can go at a moment that
+/// timing does not decide: the first Recv of what the peer sent after it took the message. The number of
+/// actions where there is none; 0 for what is no Send. For schedules that are legal.
+[[nodiscard]] std::vector<std::size_t> known_received(const Schedule& schedule, int rank);
 
 /// The forwards of a schedule and their messages, in the same order: to evaluate a model that is laid out for
 /// it. Legal if the schedule is.

@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <cstring>
-
 #include "autograd/grad_mode.h"
 #include "autograd/graph.h"
 #include "dist/exact_sum.h"
@@ -23,12 +21,15 @@ ZeroGroups make_groups(const ZeroPlan& plan, const Mesh& mesh) {
   const int p = data.rank() % plan.ranks.inner, q = data.rank() / plan.ranks.inner;
   ZeroGroups groups;
   groups.data = groups.inner = &data;
+  std::vector<int> neighbours, same_place;  // data ranks
+  for (int i = 0; i < plan.ranks.inner; ++i) neighbours.push_back(q * plan.ranks.inner + i);
+  for (int i = 0; i < plan.ranks.outer; ++i) same_place.push_back(i * plan.ranks.inner + p);
   if (plan.ranks.outer > 1) {
-    groups.own_inner = data.split(q, p, names.inner);
+    groups.own_inner = data.group_of(neighbours, names.inner);
     groups.inner = groups.own_inner.get();
-    groups.outer = data.split(p, q, names.outer);
+    groups.outer = data.group_of(same_place, names.outer);
   }
-  if (plan.placement.parameters != Spread::kWhole) groups.gather = data.split(q, p, names.gather);
+  if (plan.placement.parameters != Spread::kWhole) groups.gather = data.group_of(neighbours, names.gather);
   return groups;
 }
 
@@ -155,9 +156,7 @@ void ZeroState::bring_new_values() {
   const auto [parameters, gradients, optimizer] = plan.placement;
   const auto part_of_memory = [this, p = parameters](std::size_t f, Range range) {
     const Tensor& values = p == Spread::kWhole ? memory[f].elements : memory[f].shard;
-    auto* const data = static_cast<std::byte*>(values.storage().data());
-    const std::int64_t begin = range.begin - slice(plan.flats[f], p).begin;
-    return Buffer{data + begin * static_cast<std::int64_t>(size_bytes(values.dtype())), range.size(),
+    return Buffer{bytes_at(values, range.begin - slice(plan.flats[f], p).begin), range.size(),
                   values.dtype()};
   };
   const auto gather_all = [&](Communicator& group, Spread from, Spread to) {
@@ -244,7 +243,7 @@ void Zero::end_backward() {
   if (state_->plan.placement.parameters != Spread::kWhole) state_->gather.end_backward();
   state_->reduce.end_backward();
   state_->in_backward = false;
-  if (state_->reduce.is_complete()) state_->phase = detail::ZeroState::Phase::kReduced;
+  if (state_->reduce.has_all_stages()) state_->phase = detail::ZeroState::Phase::kReduced;
 }
 
 void Zero::finish_gradients() {

@@ -138,9 +138,9 @@ void ZeroGather::start(std::size_t index) {
   Storage storage = memory.elements.storage();
   storage.refill();
   const Range slice = set_.slice(plan, set_.plan.placement.parameters);
-  auto* const all = static_cast<std::byte*>(storage.data());
-  std::byte* const own = all + slice.begin * static_cast<std::int64_t>(size_bytes(plan.dtype));
-  if (slice.size() > 0) {
+  std::byte* const all = bytes_at(memory.elements, 0);
+  std::byte* const own = bytes_at(memory.elements, slice.begin);
+  if (slice.size() > 0 && own != nullptr) {
     std::memcpy(own, memory.shard.storage().data(), static_cast<std::size_t>(memory.shard.size_bytes()));
   }
   flat.work =

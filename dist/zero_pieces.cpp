@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
 #include <unordered_set>
 
 #include "autograd/grad_mode.h"
@@ -18,6 +17,7 @@ namespace {
 
 // Parameters that have values keep them.
 void give_values(const nn::ParameterRecord& record, const FillParameter& fill, Tensor& local) {
+  if (local.device() == meta) return;  // nor is there anything to count: it is not of a step
   if (record.tensor.device() != meta) {
     local.copy_from(record.tensor.detach());
   } else if (fill) {
@@ -42,14 +42,15 @@ void materialise(nn::Module& model, FlatSet& set, const FillParameter& fill) {
   std::unordered_set<std::string> parameter_names;
   // Those of other ranks' stages, too: they stay on meta, and only buffers come whole.
   for (const auto& [name, parameter] : model.named_parameters()) parameter_names.insert(name);
-  model.materialize(cpu, [&](std::string_view path) { return !parameter_names.contains(std::string(path)); });
+  model.materialize(set.options.device,
+                    [&](std::string_view path) { return !parameter_names.contains(std::string(path)); });
 
   const Spread spread = set.plan.placement.parameters;
   for (const ZeroFlat& flat : set.plan.flats) {
     FlatMemory& memory = set.memory.emplace_back();
     {
       const CategoryScope category(MemoryCategory::kParameter);
-      const TensorOptions options{.dtype = flat.dtype, .device = cpu};
+      const TensorOptions options{.dtype = flat.dtype, .device = set.options.device};
       memory.elements = empty({flat.padded}, options);
       Storage storage = memory.elements.storage();
       storage.set_name(storage_name(set.plan, flat));
@@ -70,7 +71,7 @@ void materialise(nn::Module& model, FlatSet& set, const FillParameter& fill) {
         give_values(place.record, fill, local);
       } else {
         const CategoryScope category(MemoryCategory::kWorkspace);
-        Tensor local = empty(shape, {.dtype = flat.dtype, .device = cpu});
+        Tensor local = empty(shape, {.dtype = flat.dtype, .device = set.options.device});
         give_values(place.record, fill, local);
         set.write_shard(index, local);
       }
@@ -120,12 +121,9 @@ Tensor ZeroState::join(std::size_t parameter, const Tensor& part, Spread spread)
                                  own.size(), place.record.name, describe(part)));
   }
   const CategoryScope category(MemoryCategory::kWorkspace);
-  const Tensor result = empty(place.record.tensor.shape(), {.dtype = part.dtype(), .device = cpu});
-  const auto bytes = static_cast<std::int64_t>(size_bytes(part.dtype()));
-  auto* const data = static_cast<std::byte*>(result.storage().data());
+  Tensor result = empty(place.record.tensor.shape(), {.dtype = part.dtype(), .device = part.device()});
   if (own.size() > 0) {
-    std::memcpy(data + own.begin * bytes, part.detach().contiguous().view().data,
-                static_cast<std::size_t>(own.size() * bytes));
+    result.as_strided({own.size()}, {1}, own.begin).copy_from(part.detach().contiguous().reshape({-1}));
   }
   // Each of the ranks that hold some of it sends its part. A matrix of a block lies on few of them.
   Communicator& group = spread == Spread::kAll ? *groups.data : *groups.inner;
@@ -136,7 +134,7 @@ Tensor ZeroState::join(std::size_t parameter, const Tensor& part, Spread spread)
     if (range.size() == 0) continue;
     const int root =
         spread == Spread::kAll ? i % plan.ranks.outer * plan.ranks.inner + i / plan.ranks.outer : i;
-    works.push_back(group.broadcast_async({data + range.begin * bytes, range.size(), part.dtype()}, root));
+    works.push_back(group.broadcast_async({bytes_at(result, range.begin), range.size(), part.dtype()}, root));
   }
   for (Work& work : works) work.wait();
   return result;

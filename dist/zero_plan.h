@@ -2,6 +2,7 @@
 
 // What ZeRO cuts and who gets which part: arithmetic on shapes alone, before a byte is allocated.
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -72,6 +73,14 @@ struct ZeroOptions {
   std::int64_t max_reuse_distance = 0;
 
   TensorParts tensor_parts{};
+
+  /// Where parameters are cut, how long a rank waits in the middle of a backward pass for the reduction of
+  /// gradients that fill its memory. Peers that skip units may not come before its next gathers have: then
+  /// it goes on, and from there on waits no more.
+  std::chrono::milliseconds patience = std::chrono::seconds(10);
+
+  /// Where parameters, gradients and optimizer state lie; meta to run without data.
+  Device device = cpu;
 
   /// Of a pipeline: what each of this rank's stages has, blocks and other modules with all that is below
   /// them. Parameters of none of them are other ranks' and stay on meta. Empty: one stage that has

@@ -18,6 +18,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
+#include <thread>
 
 #include "autograd/grad_mode.h"
 #include "dist/zero_state.h"
@@ -28,8 +30,8 @@
 namespace tessera::dist::detail {
 namespace {
 
-// A rank that is ahead waits for the others before it has more full gradients than this in memory. Where
-// parameters are cut, gathers keep the ranks together.
+// A rank that is ahead waits for the others before it has more full gradients than this in memory. Until then
+// it keeps them, though their sums may be there: what a step holds must not depend on when messages come.
 constexpr std::size_t kMaxUnderWay = 2;
 
 }  // namespace
@@ -49,8 +51,8 @@ ZeroReduce::ZeroReduce(FlatSet& flats)
     if (spread == Spread::kWhole) {
       ensure_buffer(i);
     } else {
-      set_.memory[i].accumulated =
-          zeros({set_.slice(plan, spread).size()}, {.dtype = plan.gradient_dtype, .device = cpu});
+      set_.memory[i].accumulated = zeros({set_.slice(plan, spread).size()},
+                                         {.dtype = plan.gradient_dtype, .device = set_.options.device});
     }
   }
 }
@@ -62,7 +64,7 @@ void ZeroReduce::ensure_buffer(std::size_t flat) {
   if (gradients.defined()) return;
   const ZeroFlat& plan = set_.plan.flats[flat];
   const CategoryScope category(MemoryCategory::kGradient);
-  gradients = zeros({plan.padded}, {.dtype = plan.gradient_dtype, .device = cpu});
+  gradients = zeros({plan.padded}, {.dtype = plan.gradient_dtype, .device = set_.options.device});
   for (const std::size_t parameter : plan.parameters) attach(parameter);
 }
 
@@ -76,7 +78,7 @@ void ZeroReduce::attach(std::size_t index) {
   const Tensor current = parameter.grad();
   if (!current.defined()) {
     view.zero();
-  } else if (current.view().data == view.view().data) {
+  } else if (current.storage() == view.storage() && current.offset() == view.offset()) {
     return;
   } else {
     view.copy_from(current);
@@ -149,7 +151,7 @@ void ZeroReduce::begin_backward(const BackwardPass& pass) {
 
 void ZeroReduce::prepare_unit(std::size_t unit) {
   if (pass_.gradients == BackwardPass::Gradients::kInputs) return;
-  advance(may_be_under_way());  // what has arrived makes room
+  make_room();
   for (const std::size_t flat : set_.plan.units[unit].flats) {
     if (set_.plan.flats[flat].trainable && flats_[flat].step == Step::kCollecting) ensure_buffer(flat);
   }
@@ -167,13 +169,20 @@ void ZeroReduce::gradient_is_complete(std::size_t parameter) {
   }
   ensure_buffer(place.flat);
   if (std::exchange(complete_[parameter], std::uint8_t{1}) == 0) ++flat.complete;
+  RankContext::current().pool(set_.options.device)->set_place("behind the gradient of", place.record.name);
   if (!is_due(place.flat)) return;
   start_complete_ones();
-  advance(may_be_under_way());
+  make_room();
 }
 
+// Where parameters are cut, memory is short, and one that is under way hides behind the unit that computes.
 std::size_t ZeroReduce::may_be_under_way() const {
-  return set_.plan.placement.parameters == Spread::kWhole ? kMaxUnderWay : order_.size();
+  return set_.plan.placement.parameters == Spread::kWhole ? kMaxUnderWay : 1;
+}
+
+void ZeroReduce::make_room() {
+  if (!peers_are_apart_) advance(may_be_under_way(), Wait::kPatiently);
+  if (peers_are_apart_) advance(order_.size(), Wait::kNone);
 }
 
 bool ZeroReduce::unit_is_complete(std::size_t unit) const {
@@ -185,7 +194,7 @@ bool ZeroReduce::unit_is_complete(std::size_t unit) const {
 
 void ZeroReduce::end_backward() {
   while (num_started_ < due_.size()) start(due_[num_started_++]);
-  advance(0);
+  advance(0, Wait::kToTheEnd);
   if (set_.plan.tree_sums) add_sample();
   in_backward_ = false;
 }
@@ -230,8 +239,7 @@ Buffer ZeroReduce::buffer(std::size_t flat, Range range) const {
   const bool is_whole = memory.gradients.defined();
   const Tensor& x = is_whole ? memory.gradients : memory.accumulated;
   const std::int64_t begin = range.begin - (is_whole ? 0 : home_begin(flat));
-  auto* const data = static_cast<std::byte*>(x.storage().data());
-  return {data + begin * static_cast<std::int64_t>(size_bytes(x.dtype())), range.size(), x.dtype()};
+  return {bytes_at(x, begin), range.size(), x.dtype()};
 }
 
 void ZeroReduce::start_complete_ones() {
@@ -276,24 +284,42 @@ void ZeroReduce::start_outer(std::size_t index) {
   }
 }
 
+// A peer that skips units starts its reductions late, and may wait for this rank's next gathers meanwhile.
+bool ZeroReduce::is_complete(Work& work, Wait wait) {
+  if (wait == Wait::kNone) return work.test();
+  if (wait == Wait::kToTheEnd || set_.plan.placement.parameters == Spread::kWhole) {
+    work.wait();
+    return true;
+  }
+  const auto end = std::chrono::steady_clock::now() + set_.options.patience;
+  while (!work.test()) {
+    if (std::chrono::steady_clock::now() > end) {
+      peers_are_apart_ = true;
+      return false;
+    }
+    std::this_thread::yield();
+  }
+  return true;
+}
+
 // One step after the other for a flat; true when it has made all.
-bool ZeroReduce::is_through(std::size_t index, bool wait) {
+bool ZeroReduce::is_through(std::size_t index, Wait wait) {
   Flat& flat = flats_[index];
-  const auto complete = [&flat, wait] {
-    if (wait) flat.work.wait();
-    return wait || flat.work.test();
-  };
-  if (flat.step == Step::kInner && complete()) {
+  const Spread cut = set_.plan.placement.gradients;
+  const bool may_drop = cut == Spread::kWhole || wait != Wait::kNone || peers_are_apart_;
+  if (flat.step == Step::kInner && is_complete(flat.work, wait)) {
+    if (!may_drop && (cut == Spread::kInner || !is_outer_due(index))) return false;
     flat.work = {};
-    if (set_.plan.placement.gradients == Spread::kInner) finish(index);
+    if (cut == Spread::kInner) finish(index);
     flat.step = is_outer_due(index) ? Step::kOuter : Step::kDone;
     if (flat.step == Step::kOuter) start_outer(index);
-    if (flat.step == Step::kDone && set_.plan.placement.gradients == Spread::kAll) finish(index);
+    if (flat.step == Step::kDone && cut == Spread::kAll) finish(index);
   }
-  if (flat.step == Step::kOuter && complete()) {
+  if (flat.step == Step::kOuter && is_complete(flat.work, wait)) {
+    if (!may_drop && cut == Spread::kAll) return false;
     flat.work = {};
     flat.step = Step::kDone;
-    if (set_.plan.placement.gradients == Spread::kAll) finish(index);
+    if (cut == Spread::kAll) finish(index);
   }
   return flat.step == Step::kDone;
 }
@@ -307,10 +333,10 @@ void ZeroReduce::finish(std::size_t index) {
 }
 
 // In order, since the second step of a flat must not overtake that of an earlier one.
-void ZeroReduce::advance(std::size_t may_be_under_way) {
+void ZeroReduce::advance(std::size_t may_be_under_way, Wait wait) {
   while (num_done_ < num_started_) {
-    const bool wait = num_started_ - num_done_ > may_be_under_way;
-    if (!is_through(due_[num_done_], wait)) return;
+    const bool must = num_started_ - num_done_ > may_be_under_way;
+    if (!is_through(due_[num_done_], must ? wait : Wait::kNone)) return;
     ++num_done_;
   }
 }

@@ -23,6 +23,12 @@ struct FlatMemory {
   TreeAccumulator samples;  ///< Invariant numerics: sums of whole samples, of which `gradients` is one
 };
 
+/// Element `begin` of a contiguous storage, for a communicator; null on meta.
+[[nodiscard]] inline std::byte* bytes_at(const Tensor& x, std::int64_t begin) {
+  auto* const data = static_cast<std::byte*>(x.storage().data_or_null());
+  return data == nullptr ? nullptr : data + begin * static_cast<std::int64_t>(size_bytes(x.dtype()));
+}
+
 struct ZeroGroups {
   Communicator* data = nullptr;          ///< all data ranks
   Communicator* inner = nullptr;         ///< the shard group, for reductions
@@ -138,7 +144,7 @@ class ZeroReduce {
   void sum_over_further_axes();
   void zero();
   /// Every stage has had its last pass.
-  [[nodiscard]] bool is_complete() const noexcept { return stages_left_ == 0; }
+  [[nodiscard]] bool has_all_stages() const noexcept { return stages_left_ == 0; }
 
   /// This rank's piece of the reduced gradient of a parameter.
   [[nodiscard]] Tensor gradient_piece(std::size_t parameter, Range part) const;
@@ -164,10 +170,13 @@ class ZeroReduce {
   void start_outer(std::size_t flat);
   [[nodiscard]] bool is_outer_due(std::size_t flat) const;
   void finish(std::size_t flat);
-  [[nodiscard]] bool is_through(std::size_t flat, bool wait);
+  enum class Wait : std::uint8_t { kNone, kPatiently, kToTheEnd };
+  [[nodiscard]] bool is_complete(Work& work, Wait wait);
+  [[nodiscard]] bool is_through(std::size_t flat, Wait wait);
   void start_complete_ones();
   [[nodiscard]] std::size_t may_be_under_way() const;
-  void advance(std::size_t may_be_under_way);
+  void make_room();
+  void advance(std::size_t may_be_under_way, Wait wait);
   void drop_buffer(std::size_t flat);
   void add_sample();
   void sum_samples(std::size_t flat);
@@ -183,6 +192,7 @@ class ZeroReduce {
   std::size_t num_done_ = 0;
   BackwardPass pass_{};
   bool in_backward_ = false;
+  bool peers_are_apart_ = false;  // one was waited for in vain: they skip units
 };
 
 /// All of Zero but its interface.

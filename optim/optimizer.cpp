@@ -173,6 +173,8 @@ void Optimizer::agree_on_gradients(std::vector<Tensor>& grads) {
   exchange_->sum_over_pieces(names, with_gradient);
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     const Tensor& parameter = parameters_[i].second;
+    // On meta nobody else has answered: the others have their gradients where this rank has its own.
+    if (parameter.device() == meta) continue;
     if (with_gradient[i] == 0.0) {
       grads[i] = Tensor();
     } else if (!grads[i].defined()) {

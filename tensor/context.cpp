@@ -18,6 +18,8 @@ RankContext::RankContext(const Options& options)
   kernels.workspace_source = cpu_pool_.get();
 }
 
+void RankContext::count_meta_from_zero() { meta_pool_ = std::make_shared<MemoryPool>(meta); }
+
 RankContext& RankContext::current() noexcept {
   if (installed != nullptr) return *installed;
   // A thread's default is installed for good the first time, so that its kernels see it too.

@@ -5,6 +5,7 @@
 
 #include <bit>
 #include <cstdlib>
+#include <utility>
 
 #include "kernels/error.h"
 
@@ -95,8 +96,16 @@ void MemoryPool::recategorize(std::size_t size_bytes, MemoryCategory from, Memor
 void MemoryPool::count(std::int64_t bytes, MemoryCategory category) noexcept {
   for (MemoryUse* use : {&report_.by_category[static_cast<std::size_t>(category)], &report_.total}) {
     use->current += bytes;
-    if (use->current > use->peak) use->peak = use->current;
+    if (use->current <= use->peak) continue;
+    use->peak = use->current;
+    if (use == &report_.total) note_peak();
   }
+}
+
+void MemoryPool::note_peak() noexcept {
+  for (std::size_t c = 0; c < kNumMemoryCategories; ++c) report_.at_peak[c] = report_.by_category[c].current;
+  report_.peak_moment = moment_;
+  report_.peak_moment += place_;
 }
 
 MemoryReport MemoryPool::report() const {
@@ -108,6 +117,21 @@ void MemoryPool::reset_peak() noexcept {
   const std::lock_guard lock(mutex_);
   for (MemoryUse& use : report_.by_category) use.peak = use.current;
   report_.total.peak = report_.total.current;
+  note_peak();
+}
+
+void MemoryPool::set_moment(std::string moment) {
+  const std::lock_guard lock(mutex_);
+  moment_ = std::move(moment);
+  place_.clear();
+}
+
+void MemoryPool::set_place(std::string_view preposition, std::string_view place) {
+  const std::lock_guard lock(mutex_);
+  place_ = ", ";
+  place_ += preposition;
+  place_ += ' ';
+  place_ += place;
 }
 
 void MemoryPool::trim() noexcept {

@@ -6,6 +6,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/context.h"
@@ -36,7 +37,10 @@ struct MemoryUse {
 
 struct MemoryReport {
   std::array<MemoryUse, kNumMemoryCategories> by_category;
-  MemoryUse total;                      ///< its peak is the peak of the sum, not the sum of the peaks
+  MemoryUse total;  ///< its peak is the peak of the sum, not the sum of the peaks
+  /// Of the total's peak, by category: not the categories' own peaks, which come at different moments.
+  std::array<std::int64_t, kNumMemoryCategories> at_peak{};
+  std::string peak_moment;              ///< when the total was at its peak, as set_moment() said then
   std::int64_t reserved = 0;            ///< bytes held from the system, cached blocks included
   std::int64_t system_allocations = 0;  ///< times that the system was asked; constant in a steady step
 
@@ -69,6 +73,10 @@ class MemoryPool final : public kernels::WorkspaceSource {
   [[nodiscard]] MemoryReport report() const;
   /// Peaks start again from what is in use now.
   void reset_peak() noexcept;
+  /// What the rank does from now on, "Forward of micro-batch 3", and then where in it, "in h.5": for
+  /// MemoryReport::peak_moment.
+  void set_moment(std::string moment);
+  void set_place(std::string_view preposition, std::string_view place);
   /// Gives cached blocks back to the system.
   void trim() noexcept;
 
@@ -79,6 +87,7 @@ class MemoryPool final : public kernels::WorkspaceSource {
 
  private:
   void count(std::int64_t bytes, MemoryCategory category) noexcept;
+  void note_peak() noexcept;
   void trim_locked() noexcept;
   [[nodiscard]] std::string out_of_memory_message(std::size_t size_bytes) const;
 
@@ -86,6 +95,7 @@ class MemoryPool final : public kernels::WorkspaceSource {
   mutable std::mutex mutex_;
   std::map<std::size_t, std::vector<void*>> free_blocks_;  // by size class
   MemoryReport report_;
+  std::string moment_, place_;
 };
 
 }  // namespace tessera

@@ -5,6 +5,8 @@
 //     batch       16 sequences of 256 tokens = 8 a pass x 1 pass x 2 ranks (mpi), 1 thread each
 //     ...
 //
+//     $ gpt2_train --dry-run --world 1024 --mesh pp=8,dp=16,tp=8 --model layers=96,heads=96,width=12288
+//
 // Ctrl-C ends the run after the step under way, with a checkpoint, and with status 0; --resume goes on from
 // there.
 
@@ -28,6 +30,7 @@
 #include "dist/pipeline_simulation.h"
 #include "dist/zero.h"
 #include "examples/command_line.h"
+#include "examples/gpt2/dry_run.h"
 #include "examples/gpt2/evaluation.h"
 #include "examples/gpt2/saved_model.h"
 #include "examples/gpt2/trainer.h"
@@ -269,5 +272,6 @@ int main(int argc, char** argv) {
   const int status =
       examples::run_program("gpt2_train", [&] { options = gpt2::parse_train_options(argc, argv); });
   if (status != 0) return status;
+  if (options->dry_run) return examples::run_program("gpt2_train", [&] { gpt2::print_dry_run(*options); });
   return tessera::dist::run(options->job, [&](tessera::dist::Job& job) { gpt2::train(*options, job); });
 }

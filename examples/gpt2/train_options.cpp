@@ -37,8 +37,8 @@ struct Flags {
       keep;
   std::optional<double> lr, min_lr, weight_decay, clip, dropout;
   std::optional<std::uint64_t> seed;
-  std::optional<int> ranks, threads, zero, chunks;
-  bool resume = false, comm_summary = false, print_schedule = false;
+  std::optional<int> ranks, threads, zero, chunks, world;
+  bool resume = false, comm_summary = false, print_schedule = false, dry_run = false;
 };
 
 void add_options(CLI::App& app, Flags& flags) {
@@ -131,6 +131,14 @@ void add_options(CLI::App& app, Flags& flags) {
 
   const char* const kGroupReports = "Reports";
   app.add_flag("--print-schedule", flags.print_schedule, "At the start, a picture of the pipeline's schedule")
+      ->group(kGroupReports);
+  app.add_flag(
+         "--dry-run", flags.dry_run,
+         "Trains nothing: prints what a step of --world ranks holds, sends and computes, by the program "
+         "itself on tensors without data")
+      ->group(kGroupReports);
+  app.add_option("--world", flags.world, "Ranks of the dry run [as many as --mesh has]")
+      ->check(examples::at_least(1))
       ->group(kGroupReports);
   app.add_option("--eval-every", flags.eval_every, "Steps between validation losses; 0: only at the end [0]")
       ->group(kGroupReports);
@@ -254,6 +262,8 @@ void apply_flags(const Flags& flags, TrainOptions& options) {
   set_if(options.config.pipeline.partition, flags.partition);
   set_if(options.config.pipeline.chunks, flags.chunks);
   options.print_schedule = options.print_schedule || flags.print_schedule;
+  options.dry_run = options.dry_run || flags.dry_run;
+  if (flags.world) options.world = flags.world;
   options.comm_summary = options.comm_summary || flags.comm_summary;
   options.resume = options.resume || flags.resume;
   if (flags.dtype) options.config.dtype = choose("dtype", kDTypes, *flags.dtype);
@@ -359,6 +369,8 @@ TrainOptions parse_train_options(int argc, char** argv) {
         "pp; "
         "--mesh pp=2 makes one of two stages");
   }
+  if (options.world && !options.dry_run)
+    throw ConfigError("--world: says how many ranks a --dry-run has; a run has --ranks, or mpiexec's");
   if (options.dropout) options.model += fmt::format(",dropout={}", *options.dropout);
   return options;
 }

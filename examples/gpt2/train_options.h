@@ -37,6 +37,8 @@ struct TrainOptions {
   std::int64_t save_every = 0;       ///< 0: only at the end
   std::int64_t keep = 2;             ///< checkpoints
   bool resume = false;
+  bool dry_run = false;         ///< print what a step holds and sends on `world` ranks, and train nothing
+  std::optional<int> world;     ///< of the dry run; default: as many as the mesh has
   bool print_schedule = false;  ///< draw the pipeline's schedule at the start
   bool comm_summary = false;    ///< at the end, a table of what a step sent
   std::filesystem::path log;    ///< JSON lines; empty: none

@@ -31,12 +31,6 @@ std::unique_ptr<nn::LanguageModel> make_model(const TrainOptions& options, const
   return model;
 }
 
-// Not a number for each rank: the losses shall be the same on any number of ranks.
-dist::BatchSizes with_default_batch(const dist::BatchSizes& given) {
-  const bool nothing_given = given.global == 0 && given.micro_batch == 0 && given.accumulation == 0;
-  return nothing_given ? dist::BatchSizes{.global = 8} : given;
-}
-
 // "family=gpt2,layers=12,heads=..." → "family=gpt2,layers=1,heads=..."
 std::string with_one_layer(std::string description) {
   constexpr std::string_view kKey = "layers=";
@@ -45,6 +39,11 @@ std::string with_one_layer(std::string description) {
 }
 
 }  // namespace
+
+dist::BatchSizes with_default_batch(const dist::BatchSizes& given) {
+  const bool nothing_given = given.global == 0 && given.micro_batch == 0 && given.accumulation == 0;
+  return nothing_given ? dist::BatchSizes{.global = 8} : given;
+}
 
 Trainer::Trainer(const TrainOptions& options, dist::Job& job, const data::TokenFile& tokens)
     : options_(options), job_(job), tokens_(tokens), config_(options.config) {

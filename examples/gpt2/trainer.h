@@ -14,6 +14,10 @@
 
 namespace gpt2 {
 
+/// Of a batch that nobody gave: 8 sequences. Not a number for each rank: the losses shall be the same on any
+/// number of ranks.
+[[nodiscard]] tessera::dist::BatchSizes with_default_batch(const tessera::dist::BatchSizes& given);
+
 /// The training of one language model by all ranks of a job: what belongs to a run, and one step of it.
 ///
 /// The losses and the weights are those of one rank, whatever the number of ranks and however the batch is
