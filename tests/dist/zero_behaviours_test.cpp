@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cmath>
 #include <map>
 
@@ -52,8 +53,10 @@ const std::vector<ZeroPlacement> kPlacements{ZeroPlacement::stage(0), ZeroPlacem
                                              ZeroPlacement::mics(),   ZeroPlacement::hpz()};
 
 ZeroOptions options_of(const ZeroPlacement& placement, int num_ranks) {
-  return {
-      .placement = placement, .ranks_per_shard_group = num_ranks % 2 == 0 ? 2 : 0, .prefetch_elements = 1000};
+  return {.placement = placement,
+          .ranks_per_shard_group = num_ranks % 2 == 0 ? 2 : 0,
+          .prefetch_elements = 1000,
+          .patience = std::chrono::milliseconds(50)};  // units are skipped here: some waits are in vain
 }
 
 Tensor input_of(int step, int sample) {
