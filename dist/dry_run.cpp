@@ -69,8 +69,8 @@ class Rank {
   std::unique_ptr<Engine> engine_;
 };
 
-// The few bytes that the world shares are cut unevenly, and rank 0 counts norms for others: no difference to a
-// reader.
+// The few bytes that the world shares are cut unevenly, and rank 0 counts norms for others: no difference to
+// a reader.
 bool are_alike(const RankStep& a, const RankStep& b) {
   const auto without_world = [](std::vector<TapeTotal> rows) {
     std::erase_if(rows, [](const TapeTotal& row) { return row.group == "world"; });

@@ -1,11 +1,12 @@
 #pragma once
 
-// A run without data: the engine that trains, with its model on meta, as one rank of a world in which there is
-// nobody else. Tensors have shapes and no elements, collectives are written to the tape and return at once,
-// kernels count. So what it allocates, sends and computes is what a run does, for any number of ranks:
+// A run without data: the engine that trains, with its model on meta, as one rank of a world in which there
+// is nobody else. Tensors have shapes and no elements, collectives are written to the tape and return at
+// once, kernels count. So what it allocates, sends and computes is what a run does, for any number of ranks:
 //
-//   dist::DryRun planned = dist::dry_run({.make_model = [] { return nn::make_language_model("gpt2-xl", 50257); },
-//                                         .config = config, .mesh = dist::MeshShape::parse("pp=4,dp=32,tp=8")});
+//   dist::DryRun planned =
+//       dist::dry_run({.make_model = [] { return nn::make_language_model("gpt2-xl", 50257); },
+//                      .config = config, .mesh = dist::MeshShape::parse("pp=4,dp=32,tp=8")});
 //   fmt::print("{}", dist::describe(planned));
 //
 // docs/dry_run.md has an example with its output.

@@ -82,8 +82,9 @@ struct EngineOptions {
   std::vector<double> part_seconds;
   /// Told the bytes that this rank is going to hold between steps, before any is allocated.
   std::function<void(const std::string& text)> announce;
-  /// Where everything lies. On meta there is no data: nothing is asked of a SampleSource, every target counts,
-  /// losses and norms are 0. What is allocated, sent and counted is that of a run; see dist/dry_run.h.
+  /// Where everything lies. On meta there is no data: nothing is asked of a SampleSource, every target
+  /// counts, losses and norms are 0. What is allocated, sent and counted is that of a run; see
+  /// dist/dry_run.h.
   Device device = cpu;
   /// Micro-batches larger than this are cut where only the batch is given.
   std::int64_t largest_micro_batch = 8;

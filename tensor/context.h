@@ -96,8 +96,8 @@ class RankContext {
     return device.type == DeviceType::kMeta ? meta_pool_ : cpu_pool_;
   }
 
-  /// From now on tensors on meta are counted in a pool of their own, which begins at 0: a model that was built
-  /// on meta takes no memory of the run that it is planned for.
+  /// From now on tensors on meta are counted in a pool of their own, which begins at 0: a model that was
+  /// built on meta takes no memory of the run that it is planned for.
   void count_meta_from_zero();
 
   kernels::KernelContext kernels;

@@ -1,5 +1,5 @@
-// What a dry run says of a layout is what a run of it does: bytes by category, now and at most, and bytes, calls
-// and elements by group and operation, on every rank, to the last one.
+// What a dry run says of a layout is what a run of it does: bytes by category, now and at most, and bytes,
+// calls and elements by group and operation, on every rank, to the last one.
 
 #include "dist/dry_run.h"
 
