@@ -137,8 +137,8 @@ void Engine::tell_places() {
   for (nn::Block* block : model_.blocks()) modules.push_back(block);
   for (nn::Module* module : model_.head_modules()) modules.push_back(module);
   for (nn::Module* module : modules) {
-    module->add_forward_pre_hook([device = device_](nn::Module& self, auto&&) {
-      RankContext::current().pool(device)->set_place("in", self.name());
+    module->add_forward_pre_hook([device = device_, place = module->name()](nn::Module&, auto&&) {
+      RankContext::current().pool(device)->set_place("in", place);
     });
   }
 }

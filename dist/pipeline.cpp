@@ -61,6 +61,7 @@ const Schedule& Pipeline::schedule(std::int64_t num_micro_batches) {
   if (known != schedules_.end()) return known->second;
   Schedule made = make(num_micro_batches);
   check(made);
+  received_[num_micro_batches] = known_received(made, rank());
   return schedules_.emplace(num_micro_batches, std::move(made)).first->second;
 }
 
@@ -69,11 +70,10 @@ void Pipeline::check(const Schedule& schedule) const {
   const bool is_first = schedules_.empty();
   if (!is_first && (schedule.num_ranks != shape_.num_ranks || schedule.num_chunks != shape_.num_chunks ||
                     schedule.order != shape_.order)) {
-    throw ConfigError(
-        fmt::format("pipeline: schedule '{}' has {} stages on each rank for {} micro-batches and {} for "
-                    "others, or in another "
-                    "order: where stages lie can't depend on the number of micro-batches",
-                    schedule.name, schedule.num_chunks, schedule.num_micro_batches, shape_.num_chunks));
+    throw ConfigError(fmt::format(
+        "pipeline: schedule '{}' has {} stages on each rank for {} micro-batches and {} for "
+        "others, or in another order: where stages lie can't depend on the number of micro-batches",
+        schedule.name, schedule.num_chunks, schedule.num_micro_batches, shape_.num_chunks));
   }
   if (options_.split_refusal.empty()) return;
   for (const std::vector<Action>& actions : schedule.actions) {
@@ -92,8 +92,7 @@ void Pipeline::check_part_seconds() {
   if (seconds.size() != model_.blocks().size() + 2) {
     throw ConfigError(
         fmt::format("pipeline: to cut by time, seconds of the embedding, each of {} blocks and the head are "
-                    "needed, but there "
-                    "are {} numbers",
+                    "needed, but there are {} numbers",
                     model_.blocks().size(), seconds.size()));
   }
   mesh_.world().broadcast(buffer_of(seconds), 0);
@@ -106,6 +105,7 @@ void Pipeline::check_part_seconds() {
 std::int64_t Pipeline::micro_batches_for(std::int64_t wanted) {
   std::string first_refusal;
   for (std::int64_t more = 0; more <= mesh_.size(kPp); ++more) {
+    if (schedules_.contains(wanted + more)) return wanted + more;
     try {
       static_cast<void>(make(wanted + more));
     } catch (const ConfigError& error) {
@@ -157,8 +157,7 @@ void Pipeline::find_shared_parameters() {
     if (holders.empty()) {
       throw ConfigError(
           fmt::format("pipeline: the parameter '{}' belongs to no stage: not to a block, nor to a module "
-                      "made before the first "
-                      "block (embedding) or behind the last (head); put it into one",
+                      "made before the first block (embedding) or behind the last (head); put it into one",
                       name));
     }
     if (holders.size() < 2) continue;
@@ -217,6 +216,7 @@ struct Pipeline::Run {
   const Schedule& schedule;
   std::span<const MicroBatch> micro_batches;
   const Callbacks& callbacks;
+  const std::vector<std::size_t>& received;  // known_received
 
   using Key = std::pair<int, int>;  // stage, micro-batch
   std::map<Key, Pass> passes{};
@@ -228,9 +228,8 @@ struct Pipeline::Run {
     std::size_t until = 0;  // this action: then they have, whoever was slow
   };
   std::list<Sending> sending{};
-  std::vector<std::size_t> received{};  // known_received
-  std::size_t current = 0;              // action
-  std::vector<int> passes_left{};       // by chunk
+  std::size_t current = 0;         // action
+  std::vector<int> passes_left{};  // by chunk
 
   [[nodiscard]] Communicator& group() const { return pipeline.mesh_.group(kPp); }
   [[nodiscard]] const MicroBatch& micro_batch(const Action& action) const {
@@ -241,7 +240,6 @@ struct Pipeline::Run {
   void run() {
     passes_left.assign(static_cast<std::size_t>(schedule.num_chunks), schedule.num_micro_batches);
     const std::vector<Action>& actions = schedule.actions[static_cast<std::size_t>(pipeline.rank())];
-    received = known_received(schedule, pipeline.rank());
     for (current = 0; current < actions.size(); ++current) {
       if (callbacks.begin_action) callbacks.begin_action(actions[current]);
       perform(actions[current]);
@@ -390,7 +388,8 @@ void Pipeline::train(Zero& zero, std::span<const MicroBatch> micro_batches, cons
   refuse_if_broken();
   const Schedule& steps = schedule(static_cast<std::int64_t>(micro_batches.size()));
   broken_ = true;  // until all has ended well
-  Run{*this, zero, steps, micro_batches, callbacks}.run();
+  const auto& received = received_.at(static_cast<std::int64_t>(micro_batches.size()));
+  Run{*this, zero, steps, micro_batches, callbacks, received}.run();
   broken_ = false;
 }
 

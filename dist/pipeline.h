@@ -124,7 +124,8 @@ class Pipeline {
   Schedule shape_;  // ranks, chunks and their order: the same for every number of micro-batches
   bool broken_ = false;
   std::vector<StageParts> stages_;
-  std::map<std::int64_t, Schedule> schedules_;  // by number of micro-batches
+  std::map<std::int64_t, Schedule> schedules_;                 // by number of micro-batches
+  std::map<std::int64_t, std::vector<std::size_t>> received_;  // the same: known_received of this rank
   std::map<std::string, std::vector<int>> holders_;
   std::vector<std::string> shared_;
   std::shared_ptr<Communicator> sharing_group_;

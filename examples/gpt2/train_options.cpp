@@ -366,8 +366,7 @@ TrainOptions parse_train_options(int argc, char** argv) {
   if (about_pipelines && options.config.mesh[tessera::MeshAxis::kPp] == 1) {
     throw ConfigError(
         "--schedule, --chunks, --partition, --print-schedule: they are about pipelines, and the mesh has no "
-        "pp; "
-        "--mesh pp=2 makes one of two stages");
+        "pp; --mesh pp=2 makes one of two stages");
   }
   if (options.world && !options.dry_run)
     throw ConfigError("--world: says how many ranks a --dry-run has; a run has --ranks, or mpiexec's");

@@ -5,7 +5,6 @@
 #include <string_view>
 #include <vector>
 
-#include "dist/collectives.h"
 #include "dist/pipeline_stages.h"
 #include "examples/gpt2/saved_model.h"
 #include "kernels/error.h"
@@ -70,7 +69,7 @@ Trainer::Trainer(const TrainOptions& options, dist::Job& job, const data::TokenF
   engine_ = std::make_unique<dist::Engine>(*model_, config_, *mesh_, engine);
 }
 
-// On one rank, with one block for all of them, since they are alike; the others are told.
+// On the root alone, whose numbers count for all ranks; with one block for all of them, since they are alike.
 std::vector<double> Trainer::measure_parts_of_model(std::int64_t micro_batch) const {
   const auto num_blocks = model_->blocks().size();
   std::vector<double> seconds(3);
@@ -79,7 +78,6 @@ std::vector<double> Trainer::measure_parts_of_model(std::int64_t micro_batch) co
     sample->to(config_.dtype);
     seconds = dist::measure_parts(*sample, micro_batch, plan_.seq_len);
   });
-  job_.world().broadcast(dist::buffer_of(seconds), 0);
   std::vector<double> all(num_blocks + 2, seconds[1]);
   all.front() = seconds[0];
   all.back() = seconds[2];
