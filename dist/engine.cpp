@@ -20,6 +20,7 @@
 #include "dist/vocab_parallel.h"
 #include "dist/zero.h"
 #include "kernels/error.h"
+#include "nn/evaluation_scope.h"
 #include "nn/non_finite.h"
 #include "optim/clip.h"
 #include "optim/loss_scale.h"
@@ -35,21 +36,6 @@ constexpr std::int64_t kIgnoredTarget = CrossEntropyConfig{}.ignore_index;
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
-
-// Dropout must not stay off where an evaluation meets an exception and training goes on.
-class EvaluationMode {
- public:
-  explicit EvaluationMode(nn::Module& model) : model_(model), was_training_(model.training()) {
-    model.eval();
-  }
-  ~EvaluationMode() { model_.train(was_training_); }
-  EvaluationMode(const EvaluationMode&) = delete;
-  EvaluationMode& operator=(const EvaluationMode&) = delete;
-
- private:
-  nn::Module& model_;
-  bool was_training_;
-};
 
 optim::LossScaler make_scaler(const Config& config) {
   if (config.dtype != kF16) return optim::LossScaler::constant(1.0);
@@ -426,7 +412,7 @@ Engine::LossSum Engine::evaluate(std::span<const std::int64_t> inputs, std::span
   const NoGrad no_grad;
   double sum = 0.0;
   {
-    const EvaluationMode evaluation(model_);
+    const nn::EvaluationScope evaluation(model_);
     set_context(0);
     if (parts_->pipeline != nullptr) {
       Tensor logits = parts_->pipeline->logits(*parts_->zero, own_tokens(inputs, count));

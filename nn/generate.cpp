@@ -9,24 +9,11 @@
 #include "autograd/grad_mode.h"
 #include "kernels/error.h"
 #include "kernels/random_key.h"
+#include "nn/evaluation_scope.h"
 #include "tensor/create.h"
 
 namespace tessera::nn {
 namespace {
-
-class EvaluationScope {
- public:
-  explicit EvaluationScope(Module& module) : module_(module), was_training_(module.training()) {
-    module.eval();
-  }
-  ~EvaluationScope() { module_.train(was_training_); }
-  EvaluationScope(const EvaluationScope&) = delete;
-  EvaluationScope& operator=(const EvaluationScope&) = delete;
-
- private:
-  Module& module_;
-  bool was_training_;
-};
 
 double draw(std::uint64_t seed, std::int64_t index) {
   const kernels::RandomKey key{seed, kernels::stream_id("generate"), 0};

@@ -7,6 +7,7 @@
 #include "nn/causal_self_attention.h"
 #include "nn/dropout.h"
 #include "nn/embedding.h"
+#include "nn/evaluation_scope.h"
 #include "nn/generate.h"
 #include "nn/gpt2.h"
 #include "nn/init.h"

@@ -11,6 +11,7 @@
 #include "autograd/grad_mode.h"
 #include "data/sampler.h"
 #include "kernels/error.h"
+#include "nn/evaluation_scope.h"
 #include "tensor/create.h"
 
 namespace gpt2 {
@@ -72,10 +73,9 @@ Evaluation evaluate(const WindowLosses& losses, std::int64_t context, const data
 Evaluation evaluate(nn::LanguageModel& model, const data::TokenFile& file, dist::Communicator& group,
                     const EvaluationOptions& options) {
   const NoGrad no_grad;
-  const bool was_training = model.training();
-  model.eval();
+  const nn::EvaluationScope evaluation(model);
   const std::int64_t seq = options.seq == 0 ? model.context() : options.seq;
-  const Evaluation result = evaluate(
+  return evaluate(
       [&](auto inputs, auto targets, std::int64_t rows) -> dist::Engine::LossSum {
         const Tensor loss = model.loss(from_span<std::int64_t>(inputs, Shape{rows, seq}),
                                        from_span<std::int64_t>(targets, Shape{rows, seq}), Reduction::kSum);
@@ -83,8 +83,6 @@ Evaluation evaluate(nn::LanguageModel& model, const data::TokenFile& file, dist:
                 .targets = std::ranges::count_if(targets, [](auto t) { return t != data::kIgnoredTarget; })};
       },
       model.context(), file, group, options);
-  model.train(was_training);
-  return result;
 }
 
 }  // namespace gpt2

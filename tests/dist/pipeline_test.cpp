@@ -93,6 +93,22 @@ Config read(const std::string& row) {
   return config;
 }
 
+// What one rank of a job trains on: its context, the mesh, and a model that has no memory yet.
+struct Rank {
+  Rank(Job& job, const MeshShape& shape, const std::string& model_text)
+      : context({.rank = job.rank(), .world_size = job.size(), .num_threads = 1, .seed = 3}),
+        scope(context),
+        mesh(shape, job.shared_world()) {
+    const DeviceScope on_meta(meta);
+    model = nn::make_language_model(model_text, kVocab);
+  }
+
+  RankContext context;
+  RankContext::Scope scope;
+  Mesh mesh;
+  std::unique_ptr<nn::LanguageModel> model;
+};
+
 // What is wrong with a run, made in an engine before its first step.
 using Mistake = std::function<void(Engine& engine)>;
 
@@ -105,15 +121,8 @@ struct Trained {
 
 Trained train_on(Job& job, const std::string& model_text, const Config& config, int steps,
                  const Mistake& mistake) {
-  RankContext context({.rank = job.rank(), .world_size = job.size(), .num_threads = 1, .seed = 3});
-  const RankContext::Scope scope(context);
-  const Mesh mesh(config.mesh, job.shared_world());
-  std::unique_ptr<nn::LanguageModel> model;
-  {
-    const DeviceScope on_meta(meta);
-    model = nn::make_language_model(model_text, kVocab);
-  }
-  Engine engine(*model, config, mesh);
+  Rank rank(job, config.mesh, model_text);
+  Engine engine(*rank.model, config, rank.mesh);
   if (mistake) mistake(engine);
   Trained result;
   for (int step = 0; step < steps; ++step) {
@@ -227,27 +236,22 @@ TEST(Pipeline, HoldsItsOwnStagesAloneAndSendsWhatIsPredicted) {
     const bool frozen = text.ends_with(" frozen");
     const Config config = read(frozen ? text.substr(0, text.size() - 7) + " uniform" : text);
     run_thread_ranks(config.mesh.num_ranks(), [&](Job& job) {
-      RankContext context({.rank = job.rank(), .world_size = job.size(), .num_threads = 1});
-      const RankContext::Scope scope(context);
-      const Mesh mesh(config.mesh, job.shared_world());
-      std::unique_ptr<nn::LanguageModel> model;
-      {
-        const DeviceScope on_meta(meta);
-        model = nn::make_language_model(kGpt2, kVocab);
-      }
+      Rank rank(job, config.mesh, kGpt2);
       if (frozen) {
-        for (Tensor parameter : model->blocks()[4]->parameters()) parameter.set_requires_grad(false);
+        for (Tensor parameter : rank.model->blocks()[4]->parameters()) parameter.set_requires_grad(false);
       }
-      Engine engine(*model, config, mesh);
-      const auto held = [&] { return context.pool(cpu)->report().of(MemoryCategory::kParameter).current; };
+      Engine engine(*rank.model, config, rank.mesh);
+      const auto held = [&] {
+        return rank.context.pool(cpu)->report().of(MemoryCategory::kParameter).current;
+      };
       EXPECT_EQ(held(), engine.zero().predicted_memory(16).parameters) << row;
-      for (const auto& [name, parameter] : model->named_parameters())
+      for (const auto& [name, parameter] : rank.model->named_parameters())
         EXPECT_EQ(parameter.device() == meta, !engine.zero().has(name)) << row << ": " << name;
       static_cast<void>(engine.train_step(fill));
       job.tape().reset_totals();
       static_cast<void>(engine.train_step(fill));
       EXPECT_EQ(held(), engine.zero().predicted_memory(16).parameters) << row;
-      const auto passes = static_cast<int>(kBatch / mesh.size(MeshAxis::kDp));
+      const auto passes = static_cast<int>(kBatch / rank.mesh.size(MeshAxis::kDp));
       for (const ZeroTraffic& each : engine.zero().predicted_traffic(passes)) {
         EXPECT_EQ(job.tape().total_sent_bytes(each.group, each.op), each.sent_bytes)
             << row << ": " << each.group << " " << name(each.op);
@@ -400,19 +404,15 @@ TEST(PipelineMistakes, OfScheduleAreRefused) {
   };
   for (const auto& [name, spoil] : cases) {
     run_thread_ranks(2, [&, spoil = spoil, name = name](Job& job) {
-      RankContext context({.rank = job.rank(), .world_size = job.size(), .num_threads = 1});
-      const RankContext::Scope scope(context);
       const Config config = read("pp=2");
-      const Mesh mesh(config.mesh, job.shared_world());
-      const DeviceScope on_meta(meta);
-      const auto model = nn::make_language_model(kGpt2, kVocab);
+      Rank rank(job, config.mesh, kGpt2);
       EngineOptions options;
       options.pipeline_schedule = [&](const PipelineSize& size) {
         Schedule schedule = schedule_1f1b(size);
         spoil(schedule.actions);
         return schedule;
       };
-      EXPECT_THROW(const Engine engine(*model, config, mesh, options), ConfigError) << name;
+      EXPECT_THROW(const Engine engine(*rank.model, config, rank.mesh, options), ConfigError) << name;
     });
   }
 }
@@ -435,13 +435,9 @@ TEST(Pipeline, SendsTheBytesOfItsFormula) {
   };
   for (const Case& c : cases) {
     run_thread_ranks(c.ranks, [&](Job& job) {
-      RankContext context({.rank = job.rank(), .world_size = job.size(), .num_threads = 1});
-      const RankContext::Scope scope(context);
       const Config config = read(c.row);
-      const Mesh mesh(config.mesh, job.shared_world());
-      const DeviceScope on_meta(meta);
-      const auto model = nn::make_language_model(kLlama, kVocab);  // nothing is shared
-      Engine engine(*model, config, mesh);
+      Rank rank(job, config.mesh, kLlama);  // nothing is shared
+      Engine engine(*rank.model, config, rank.mesh);
       const StepReport report = engine.train_step(fill);
       const auto r = static_cast<std::size_t>(job.rank());
       EXPECT_EQ(report.sent_bytes.at("pp"), (c.forward[r] + c.backward[r]) * kBatch * kTime * 16 * 8)
@@ -452,13 +448,9 @@ TEST(Pipeline, SendsTheBytesOfItsFormula) {
 
 TEST(Pipeline, SumsGradientsOfASharedWeightOverTheTwoRanksThatHaveIt) {
   run_thread_ranks(3, [](Job& job) {
-    RankContext context({.rank = job.rank(), .world_size = job.size(), .num_threads = 1});
-    const RankContext::Scope scope(context);
     const Config config = read("pp=3");
-    const Mesh mesh(config.mesh, job.shared_world());
-    const DeviceScope on_meta(meta);
-    const auto model = nn::make_language_model(kGpt2, kVocab);
-    Engine engine(*model, config, mesh);
+    Rank rank(job, config.mesh, kGpt2);
+    Engine engine(*rank.model, config, rank.mesh);
     const StepReport report = engine.train_step(fill);
     // An all-reduce of two ranks: each sends as many bytes as the weight has.
     const auto sent = report.sent_bytes.find(kSharingGroupName);
@@ -479,17 +471,10 @@ std::vector<std::int64_t> peak_activations(const std::string& row) {
   const Config config = read(row);
   std::vector<std::int64_t> peaks(static_cast<std::size_t>(config.mesh.num_ranks()));
   run_thread_ranks(config.mesh.num_ranks(), [&](Job& job) {
-    RankContext context({.rank = job.rank(), .world_size = job.size(), .num_threads = 1});
-    const RankContext::Scope scope(context);
-    const Mesh mesh(config.mesh, job.shared_world());
-    std::unique_ptr<nn::LanguageModel> model;
-    {
-      const DeviceScope on_meta(meta);
-      model = nn::make_language_model("layers=8,heads=4,width=32,context=9", kVocab);
-    }
-    Engine engine(*model, config, mesh);
+    Rank rank(job, config.mesh, "layers=8,heads=4,width=32,context=9");
+    Engine engine(*rank.model, config, rank.mesh);
     static_cast<void>(engine.train_step(fill));
-    MemoryPool& pool = *context.pool(cpu);
+    MemoryPool& pool = *rank.context.pool(cpu);
     pool.reset_peak();
     static_cast<void>(engine.train_step(fill));
     peaks[static_cast<std::size_t>(job.rank())] =
@@ -523,15 +508,8 @@ TEST(Pipeline, GeneratesTheTokensOfOneRank) {
     const Config config = read(row);
     std::vector<std::vector<std::int64_t>> tokens(static_cast<std::size_t>(config.mesh.num_ranks()));
     run_thread_ranks(config.mesh.num_ranks(), [&](Job& job) {
-      RankContext context({.rank = job.rank(), .world_size = job.size(), .num_threads = 1, .seed = 3});
-      const RankContext::Scope scope(context);
-      const Mesh mesh(config.mesh, job.shared_world());
-      std::unique_ptr<nn::LanguageModel> model;
-      {
-        const DeviceScope on_meta(meta);
-        model = nn::make_language_model(kGpt2, kVocab);
-      }
-      Engine engine(*model, config, mesh);
+      Rank rank(job, config.mesh, kGpt2);
+      Engine engine(*rank.model, config, rank.mesh);
       static_cast<void>(engine.train_step(fill));
       const std::vector<std::int64_t> prompt{3, 14, 15};
       auto& own = tokens[static_cast<std::size_t>(job.rank())];
@@ -618,13 +596,9 @@ TEST(Pipeline, RefusesWhatDoesNotWorkWithTheNearestThatDoes) {
   };
   for (const auto& [row, message] : cases) {
     run_thread_ranks(read(row).mesh.num_ranks(), [&, row = row, message = message](Job& job) {
-      RankContext context({.rank = job.rank(), .world_size = job.size(), .num_threads = 1});
-      const RankContext::Scope scope(context);
       const Config config = read(row);
-      const Mesh mesh(config.mesh, job.shared_world());
-      const DeviceScope on_meta(meta);
-      const auto model = nn::make_language_model(kGpt2, kVocab);
-      expect_error<ConfigError>([&] { const Engine engine(*model, config, mesh); }, message);
+      Rank rank(job, config.mesh, kGpt2);
+      expect_error<ConfigError>([&] { const Engine engine(*rank.model, config, rank.mesh); }, message);
     });
   }
 }
@@ -632,19 +606,15 @@ TEST(Pipeline, RefusesWhatDoesNotWorkWithTheNearestThatDoes) {
 // A schedule may not say one thing for 12 micro-batches and another for 5.
 TEST(Pipeline, RefusesStagesThatMoveWithTheNumberOfMicroBatches) {
   run_thread_ranks(2, [](Job& job) {
-    RankContext context({.rank = job.rank(), .world_size = job.size(), .num_threads = 1});
-    const RankContext::Scope scope(context);
     const Config config = read("pp=2");
-    const Mesh mesh(config.mesh, job.shared_world());
-    const DeviceScope on_meta(meta);
-    const auto model = nn::make_language_model(kGpt2, kVocab);
+    Rank rank(job, config.mesh, kGpt2);
     EngineOptions options;
     options.pipeline_schedule = [](const PipelineSize& size) {
       return size.micro_batches < 6 ? schedule_interleaved(size) : schedule_zb_v(size);
     };
     expect_error<ConfigError>(
         [&] {
-          Engine engine(*model, config, mesh, options);
+          Engine engine(*rank.model, config, rank.mesh, options);
           static_cast<void>(engine.train_step(fill, 4));
         },
         {"where stages lie"});
@@ -653,18 +623,16 @@ TEST(Pipeline, RefusesStagesThatMoveWithTheNumberOfMicroBatches) {
 
 TEST(Pipeline, TakesOneRanksSecondsForAll) {
   run_thread_ranks(2, [](Job& job) {
-    RankContext context({.rank = job.rank(), .world_size = job.size(), .num_threads = 1});
-    const RankContext::Scope scope(context);
-    const Mesh mesh(MeshShape::parse("pp=2"), job.shared_world());
-    const DeviceScope on_meta(meta);
-    const auto model = nn::make_language_model(kGpt2, kVocab);
+    Rank rank(job, MeshShape::parse("pp=2"), kGpt2);
     std::vector<double> seconds(10, 1.0);
     seconds[static_cast<std::size_t>(job.rank()) * 9] = 5.0;  // the embedding on rank 0, the head on rank 1
-    const Pipeline pipeline(*model, mesh, {.partition = PipelinePartition::kTime, .part_seconds = seconds});
+    const Pipeline pipeline(*rank.model, rank.mesh,
+                            {.partition = PipelinePartition::kTime, .part_seconds = seconds});
     EXPECT_EQ(to_string(pipeline.stages()), "stage 0: embedding, blocks 0-1 | stage 1: blocks 2-7, head");
     seconds[3] = std::nan("");
-    EXPECT_THROW(Pipeline(*model, mesh, {.partition = PipelinePartition::kTime, .part_seconds = seconds}),
-                 ConfigError);
+    EXPECT_THROW(
+        Pipeline(*rank.model, rank.mesh, {.partition = PipelinePartition::kTime, .part_seconds = seconds}),
+        ConfigError);
   });
 }
 
@@ -716,13 +684,9 @@ TEST(Pipeline, FindsBlocksInAContainerAndRefusesAParameterOfNoStage) {
 TEST(Pipeline, CannotGoOnAfterAStepThatAnExceptionEnded) {
   std::string second;
   const auto program = [&second](Job& job) {
-    RankContext context({.rank = job.rank(), .world_size = job.size(), .num_threads = 1});
-    const RankContext::Scope scope(context);
     const Config config = read("pp=2 schedule=gpipe");
-    const Mesh mesh(config.mesh, job.shared_world());
-    const DeviceScope on_meta(meta);
-    const auto model = nn::make_language_model(kGpt2, kVocab);
-    Engine engine(*model, config, mesh);
+    Rank rank(job, config.mesh, kGpt2);
+    Engine engine(*rank.model, config, rank.mesh);
     int passes = 0;
     if (job.rank() == 0) {
       first_block(engine).add_forward_pre_hook([&passes](nn::Module&, std::span<Tensor>) {
@@ -746,13 +710,9 @@ TEST(Pipeline, CannotGoOnAfterAStepThatAnExceptionEnded) {
 
 TEST(Pipeline, HasNoPartsOfAPassToCall) {
   run_thread_ranks(2, [](Job& job) {
-    RankContext context({.rank = job.rank(), .world_size = job.size(), .num_threads = 1});
-    const RankContext::Scope scope(context);
     const Config config = read("pp=2");
-    const Mesh mesh(config.mesh, job.shared_world());
-    const DeviceScope on_meta(meta);
-    const auto model = nn::make_language_model(kGpt2, kVocab);
-    Engine engine(*model, config, mesh);
+    Rank rank(job, config.mesh, kGpt2);
+    Engine engine(*rank.model, config, rank.mesh);
     const auto passes = engine.micro_batches(fill);
     expect_error<AutogradError>([&] { static_cast<void>(engine.forward(passes.front())); },
                                 {"pp = 2", "train_step"});
