@@ -39,7 +39,7 @@ Tensor CausalSelfAttention::attend_packed(const Tensor& qkv, LayerCache* cache) 
   if (cache == nullptr && !is_replaced() && heads > 0)
     return attention_packed(qkv, heads, heads, attention_config);
 
-  const Tensor qkv_BTHK = qkv.reshape({qkv.dim(0), qkv.dim(1), -1, head_width_});
+  const Tensor qkv_BTHK = qkv.unflatten(2, {-1, head_width_});
   const Tensor q_BTHK = qkv_BTHK.slice(2, 0, heads), k_BTHK = qkv_BTHK.slice(2, heads, 2 * heads),
                v_BTHK = qkv_BTHK.slice(2, 2 * heads, 3 * heads);
   if (cache == nullptr) return attend(q_BTHK, k_BTHK, v_BTHK, attention_config).flatten(2, 3);

@@ -95,6 +95,9 @@ class Tensor {
   /// force it.
   [[nodiscard]] Tensor reshape(const Shape& shape) const;
   [[nodiscard]] Tensor flatten(int first = 0, int last = -1) const;
+  /// Dimension `dim` taken apart, the others as they are; one size may be -1. Where ranks have cut `dim`, the
+  /// first of its sizes is cut: each has whole rows of the others.
+  [[nodiscard]] Tensor unflatten(int dim, const Shape& sizes) const;
   /// Dimension i of the result is dimension order[i].
   [[nodiscard]] Tensor permute(std::initializer_list<int> order) const {
     return permute(std::span(order.begin(), order.size()));

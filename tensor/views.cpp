@@ -165,6 +165,21 @@ Shape resolve_minus_one(const Tensor& x, const Shape& shape) {
   return result;
 }
 
+// The sizes that dimension `dim` is taken apart into, without -1.
+Shape unflattened(const Tensor& x, int dim, const Shape& sizes) {
+  Shape result = sizes;
+  const int unknown = index_of(sizes, -1);
+  if (unknown >= 0) result[unknown] = 1;
+  const std::int64_t known = result.num_elements();
+  if (unknown >= 0 && known > 0) result[unknown] = x.dim(dim) / known;
+  const bool is_negative = std::ranges::any_of(result, [](std::int64_t size) { return size < 0; });
+  if (sizes.dims() == 0 || is_negative || result.num_elements() != x.dim(dim)) {
+    throw ShapeError(fmt::format("unflatten: dimension {} of {} has {} elements and does not fit {}", dim,
+                                 describe(x), x.dim(dim), to_string(sizes)));
+  }
+  return result;
+}
+
 }  // namespace
 
 namespace {
@@ -215,6 +230,28 @@ Tensor Tensor::flatten(int first, int last) const {
     if (cut.dim() <= first) return cut;
     return cut.dim() <= last ? cut.merged_into(first) : cut.moved_to(cut.dim() - (last - first));
   });
+}
+
+Tensor Tensor::unflatten(int dim, const Shape& sizes) const {
+  dim = shape().normalize(dim);
+  const Shape parts = unflattened(*this, dim, sizes);
+  Shape target;
+  for (int d = 0; d < dims(); ++d) {
+    if (d != dim) target.push_back(this->dim(d));
+    if (d == dim) std::ranges::for_each(parts, [&target](std::int64_t size) { target.push_back(size); });
+  }
+  const int more = parts.dims() - 1;
+  Tensor view = as_strided(target, *reshaped_strides(shape(), strides(), target), offset());
+  view.set_layout(moved(*this, [&](MeshAxis axis, const AxisLayout& cut) {
+    if (cut.dim() != dim) return cut.dim() < dim ? cut : cut.moved_to(cut.dim() + more);
+    if (cut.is_merged() && more > 0)
+      refuse("unflatten", *this, axis, "its elements are no neighbours on a rank; gather it first");
+    if (cut.order() == AxisLayout::Order::kBalanced && more > 0)
+      refuse("unflatten", *this, axis, "its two chunks would become one dimension; gather it first");
+    return cut;
+  }));
+  return recorded("unflatten", *this, view,
+                  [dim, last = dim + more](const Tensor& dy) { return dy.flatten(dim, last); });
 }
 
 Tensor Tensor::permute(std::span<const int> order) const {

@@ -41,6 +41,18 @@ void add_view_rows(std::vector<Row>& rows) {
          return x.reshape({3, 0, 5});
        }},
       {"reshape", "copies", {3, 4}, [](const Tensor& x) { return x.transpose(0, 1).reshape({12}); }},
+      {"unflatten",
+       "the second",
+       {2, 6, 2},
+       [](const Tensor& x) {
+         return x.unflatten(1, {3, -1});
+       }},
+      {"unflatten",
+       "empty",
+       {2, 0, 4},
+       [](const Tensor& x) {
+         return x.unflatten(1, {3, -1});
+       }},
       {"flatten", "all", {2, 3, 4}, [](const Tensor& x) { return x.flatten(); }},
       {"flatten", "some", {2, 3, 4}, [](const Tensor& x) { return x.flatten(1, 2); }},
       {"flatten", "scalar", {}, [](const Tensor& x) { return x.flatten(); }},

@@ -256,6 +256,16 @@ INSTANTIATE_TEST_SUITE_P(
                return on_tp(kX, S(2)).reshape({2, 4, -1, 8});
              },
              S(2)},
+        Case{"heads of one token", [] { return on_tp({2, 1, 8}, S(1)).unflatten(2, {-1, 4}); }, S(1)},
+        Case{"one head, unflattened", [] { return on_tp({2, 1, 4}, S(2)).unflatten(2, {-1, 4}); }, S(2)},
+        Case{"what stands behind", [] { return on_tp({4, 2, 1}, S(2)).unflatten(0, {2, 2}); }, S(3)},
+        Case{"packed heads, unflattened",
+             [] { return on_tp(kX, AxisLayout::sharded(2, AxisLayout::Order::kPacked)).unflatten(2, {2, 4}); },
+             AxisLayout::sharded(2, AxisLayout::Order::kPacked)},
+        Case{"chunks of a balanced cut, unflattened", [] { return on_tp(kX, balanced(1)).unflatten(1, {2, 2}); },
+             std::nullopt, "two chunks"},
+        Case{"what was merged, unflattened",
+             [] { return on_tp(kX, S(1)).flatten(0, 1).unflatten(0, {2, 4}); }, std::nullopt, "gather"},
         Case{"a row of a cut vector", [] { return on_tp({8}, S(0)).reshape({1, -1}); }, S(1)},
         Case{"one of several rows, packed into one",
              [] {

@@ -86,6 +86,20 @@ std::vector<ViewCase> view_cases() {
        cube(),
        {6},
        {0, 4, 8, 12, 16, 20}},
+      {"unflatten",
+       of([](const Tensor& x) {
+         return x.unflatten(1, {3, -1}).transpose(0, 1);
+       }),
+       arange(0, 12).reshape({2, 6}),
+       {3, 2, 2},
+       {0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11}},
+      {"unflatten of columns",
+       of([](const Tensor& x) {
+         return x.transpose(0, 1).unflatten(-1, {2, 1});
+       }),
+       arange(0, 6).reshape({2, 3}),
+       {3, 2, 1},
+       {0, 3, 1, 4, 2, 5}},
       {"flatten without dimensions",
        of([](const Tensor& x) { return x.flatten(); }),
        arange(3, 4).reshape({}),
@@ -390,6 +404,12 @@ TEST(View, ErrorsShowWhatWasAskedAndWhatThereIs) {
          return x.as_strided({3, 5}, {4, 1}, 0);
        },
        {"[3, 5]", "[4, 1]", "of 12"}},
+      {"unflatten into other sizes",
+       [&] {
+         return x.unflatten(1, {3, -1});
+       },
+       {"unflatten", "4 elements", "[3, -1]"}},
+      {"unflatten into nothing", [&] { return x.unflatten(1, {}); }, {"unflatten", "4 elements", "[]"}},
       {"as_strided before the start", [&] { return x.as_strided({3}, {-1}, 1); }, {"elements -1 to 1"}},
       {"as_strided, strides missing",
        [&] {
