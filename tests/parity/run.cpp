@@ -49,8 +49,8 @@ constexpr std::int64_t kLossOverflows = 3, kMatrixOverflows = 11;
 
 bool has_spike(std::int64_t first, std::int64_t count) { return first <= 5 && 5 < first + count; }
 
-double loss_spike(DType dtype, std::int64_t step, std::int64_t first, std::int64_t count) {
-  return dtype == kF16 && step == kLossOverflows && has_spike(first, count) ? 0x1p14 : 1.0;
+double loss_spike(const TrainingRun& run, std::int64_t step, std::int64_t first, std::int64_t count) {
+  return overflows(run) && step == kLossOverflows && has_spike(first, count) ? 0x1p14 : 1.0;
 }
 
 // `active` says whether the pass under way is the one.
@@ -148,12 +148,12 @@ Result train(const TrainingRun& run, Engine& engine) {
     result.skipped.push_back(report.skipped);
   };
   const auto matrix_spike = std::make_shared<bool>(false);
-  const bool may_spike = run.config.dtype == kF16 && mesh.index(kTp) == 0 && mesh.index(MeshAxis::kCp) == 0;
+  const bool may_spike = overflows(run) && mesh.index(kTp) == 0 && mesh.index(MeshAxis::kCp) == 0;
   add_matrix_spike(engine.model(), matrix_spike);
   for (std::int64_t step = engine.steps_done(); step < run.steps; ++step) {
     bool is_first = true;
     if (engine.pipeline() != nullptr) {  // has no single passes to spoil; tests/dist/pipeline_test.cpp does
-      if (run.mutant != Mutant::kNone || run.config.dtype == kF16)
+      if (run.mutant != Mutant::kNone || overflows(run))
         throw Error("parity: nothing can be spoilt in the passes of a pipeline");
       add_step(engine.train_step(source, kGlobalBatch));
       continue;
@@ -162,7 +162,7 @@ Result train(const TrainingRun& run, Engine& engine) {
       spoil_pass(run.mutant, engine, own_first, pass);
       const Tensor loss = engine.forward(pass);
       const double factor = wrong_scale(run.mutant, engine, pass, is_first) *
-                            loss_spike(run.config.dtype, step, pass.first_sample, pass.ids.dim(0));
+                            loss_spike(run, step, pass.first_sample, pass.ids.dim(0));
       *matrix_spike = may_spike && step == kMatrixOverflows && has_spike(pass.first_sample, pass.ids.dim(0));
       engine.backward(factor == 1.0 ? loss : loss * factor);
       is_first = false;
@@ -234,8 +234,8 @@ Result train_alone(const TrainingRun& run, DType rounded_to, const std::vector<b
     const Shape shape{kGlobalBatch, kTime};
     const Tensor loss = model->loss(from_vector(inputs, shape), from_vector(targets, shape));
     const double scale = scaler.scale();
-    *matrix_spike = run.config.dtype == kF16 && step == kMatrixOverflows;
-    (loss * (scale * loss_spike(run.config.dtype, step, 0, kGlobalBatch))).backward();
+    *matrix_spike = overflows(run) && step == kMatrixOverflows;
+    (loss * (scale * loss_spike(run, step, 0, kGlobalBatch))).backward();
     const optim::GradNorm norm = optim::global_grad_norm(optimizer->parameters(), 1.0 / scale);
     const bool skip = !scaler.update(norm.finite(), norm.non_finite);
     if (!skip && (left_out.empty() || !left_out[static_cast<std::size_t>(step)]))
@@ -271,9 +271,12 @@ Config layout(const std::string& text) {
   std::istringstream words(text);
   for (std::string word; words >> word;) {
     const std::string value = word.substr(word.find('=') + 1);
-    if (word == "sp") {
+    if (word == "invariant") {
+      config.numerics = Config::Numerics::kInvariant;
+    } else if (word == "sp") {
       config.sequence_parallel = true;
-    } else if (word == "SGD" || word == "Adagrad" || word == "Lion" || word == "Lamb" || word == "Muon") {
+    } else if (word == "AdamW" || word == "SGD" || word == "Adagrad" || word == "Lion" || word == "Lamb" ||
+               word == "Muon") {
       config.optimizer.type = word;
       if (word == "SGD" || word == "Muon") config.optimizer.momentum = 0.9;
     } else if (word == "ulysses") {

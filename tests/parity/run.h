@@ -19,7 +19,6 @@
 
 namespace tessera::dist::parity {
 
-/// In f16 the loss of two steps is scaled so much that gradients overflow; see run.cpp.
 struct TrainingRun {
   std::string model;
   Config config;  ///< mesh, ZeRO, recomputation, batch
@@ -27,7 +26,13 @@ struct TrainingRun {
   Mutant mutant = Mutant::kNone;
   /// Checkpoints: where to go on from, up to `steps`, and what to write at the end; empty: none.
   std::filesystem::path resume_from{}, save_to{};
+  bool overflows = true;  ///< in f16: in two steps, see run.cpp; passes of a pipeline can't be made to
 };
+
+/// Whether any step of the run is made to overflow.
+[[nodiscard]] inline bool overflows(const TrainingRun& run) {
+  return run.overflows && run.config.dtype == kF16;
+}
 
 using NamedValues = std::vector<std::pair<std::string, std::vector<double>>>;
 
@@ -62,7 +67,7 @@ void fill(std::int64_t step, std::int64_t first, std::int64_t count, std::span<s
           std::span<std::int64_t> targets);
 [[nodiscard]] std::int64_t count_targets(std::int64_t first, std::int64_t count);
 
-/// Reads "dp=2,tp=2 zero=3 pass=2 recompute=full sp ulysses f32 ...": a row of the table.
+/// Reads "dp=2,tp=2 zero=3 pass=2 recompute=full sp ulysses f32 invariant ...": a row of the table.
 [[nodiscard]] Config layout(const std::string& text);
 
 }  // namespace tessera::dist::parity
