@@ -27,6 +27,13 @@ struct Introduction {
   std::int64_t job_id;  // rank 0's counts
 };
 
+// MPI_Finalize of MPICH 4.0 over UCX closes this rank's connections, then waits for all others without
+// looking at the network. A rank that is still in its last call and sees a connection close opens it again,
+// to close it in its turn, and nobody answers: the job stands for ever, one in five on two hosts
+// (docs/cluster.md). MPICH's repair, of 2023, is github.com/pmodels/mpich/pull/6596. Until it is everywhere:
+// no rank closes before all are through with their last call, and none looks at the network in between.
+constexpr std::chrono::milliseconds kQuietBeforeFinalize{250};
+
 bool share_a_core(const cpu_set_t& a, const cpu_set_t& b) {
   cpu_set_t both;
   CPU_AND(&both, &a, &b);
@@ -39,6 +46,7 @@ struct MpiRuntime::Impl {
   int rank = 0;
   int size = 1;
   int threads_per_rank = 1;
+  int num_hosts = 1;
   int host_index = 0;  // hosts in order of their first rank
   std::int64_t job_id = 0;
 };
@@ -76,11 +84,15 @@ MpiRuntime::MpiRuntime() : impl_(std::make_unique<Impl>()) {
     if (same_host && share_a_core(other.cores, mine.cores)) ++ranks_on_my_cores;
     if (std::find(hosts.begin(), hosts.end(), other.host) == hosts.end()) hosts.emplace_back(other.host);
   }
+  impl_->num_hosts = static_cast<int>(hosts.size());
   impl_->host_index = static_cast<int>(std::find(hosts.begin(), hosts.end(), mine.host) - hosts.begin());
   impl_->threads_per_rank = std::max(1, CPU_COUNT(&mine.cores) / std::max(1, ranks_on_my_cores));
 }
 
-MpiRuntime::~MpiRuntime() { MPI_Finalize(); }
+MpiRuntime::~MpiRuntime() {
+  if (impl_->num_hosts > 1) std::this_thread::sleep_for(kQuietBeforeFinalize);
+  MPI_Finalize();
+}
 
 int MpiRuntime::rank() const noexcept { return impl_->rank; }
 int MpiRuntime::size() const noexcept { return impl_->size; }
