@@ -21,6 +21,7 @@ void add(TapeTotal& sum, const TapeTotal& row, int sign) {
   sum.calls += sign * row.calls;
   sum.elements += sign * row.elements;
   sum.sent_bytes += sign * row.sent_bytes;
+  sum.num_hosts = std::max(sum.num_hosts, row.num_hosts);
   sum.seconds += sign * row.seconds;
   sum.wait_seconds += sign * row.wait_seconds;
 }
@@ -60,8 +61,10 @@ std::int64_t CommSummary::sent_bytes() const noexcept {
 
 std::string CommSummary::table() const {
   constexpr const char* kLine = "\n{:<12} {:<15} {:>11} {:>16} {:>12}";
-  std::string text = fmt::format("sent by rank {} of {}, a step (mean of {}):", world_->rank(),
-                                 world_->size(), with_commas(steps_));
+  const bool one_host = world_->num_hosts() == 1;
+  std::string text =
+      fmt::format("sent by rank {} of {}{}, a step (mean of {}):", world_->rank(), world_->size(),
+                  one_host ? "" : fmt::format(" on {} hosts", world_->num_hosts()), with_commas(steps_));
   text += fmt::format(fmt::runtime(kLine), "group", "operation", "calls", "bytes", "waited ms");
   const std::int64_t steps = std::max<std::int64_t>(steps_, 1);
   const auto line = [&](const std::string& group, const char* operation, const TapeTotal& row) {
@@ -69,11 +72,14 @@ std::string CommSummary::table() const {
                         mean(row.sent_bytes, steps),
                         fmt::format("{:.3f}", 1e3 * row.wait_seconds / static_cast<double>(steps)));
   };
-  TapeTotal all;
+  TapeTotal all, over_hosts;
   for (const TapeTotal& row : totals_) {
     line(row.group, name(row.op), row);
+    if (row.num_hosts > 1) text += fmt::format("  over {} hosts", row.num_hosts);
     add(all, row, 1);
+    if (row.num_hosts > 1) add(over_hosts, row, 1);
   }
+  if (!one_host) line("over hosts", "", over_hosts);
   line("all", "", all);
   return text + fmt::format("  ({})", with_byte_unit(all.sent_bytes / steps));
 }

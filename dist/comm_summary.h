@@ -40,7 +40,8 @@ class CommSummary {
   [[nodiscard]] std::int64_t sent_bytes() const noexcept;
 
   /// Calls, bytes and time waited by group and operation: the mean of a step, with one decimal where steps
-  /// differ.
+  /// differ. On several hosts, rows of groups that reach over hosts say so and have a sum of their own: what
+  /// goes from host to host is a part of it, since such a group may have ranks on one host too.
   ///
   /// Example   sent by rank 0 of 2, a step (mean of 20):
   ///           group        operation             calls            bytes    waited ms

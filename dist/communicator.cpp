@@ -8,6 +8,7 @@
 #include <cstring>
 #include <exception>
 #include <numeric>
+#include <set>
 #include <utility>
 
 #include "kernels/random_key.h"
@@ -128,6 +129,11 @@ Communicator::Communicator(Identity identity, std::shared_ptr<Tape> tape, const 
       tape_(tape != nullptr ? std::move(tape) : std::make_shared<Tape>()),
       options_(options) {}
 
+void Communicator::stand_on(std::vector<int> host_of_rank) {
+  host_of_rank_ = std::move(host_of_rank);
+  num_hosts_ = static_cast<int>(std::set<int>(host_of_rank_.begin(), host_of_rank_.end()).size());
+}
+
 std::string Communicator::context(const Call& call) const {
   return fmt::format("(rank {} of {} in group {}, {}:{})", rank_, size_, name_, call.where.file_name(),
                      call.where.line());
@@ -218,6 +224,7 @@ Work Communicator::submit(Call& call, std::int64_t elements) {
                     .group_id = id_,
                     .rank = rank_,
                     .num_ranks = size_,
+                    .num_hosts = num_hosts_,
                     .elements = elements,
                     .dtype = call.in.dtype,
                     .peer = call.peer,
@@ -329,6 +336,11 @@ std::shared_ptr<Communicator> Communicator::split(int color, int key, const std:
   if (group != nullptr) {
     for (const std::uint64_t field : {call.sequence, static_cast<std::uint64_t>(color)})
       group->id_ = kernels::random_key_bits({.seed = group->id_ + id_, .stream = field});
+    if (!host_of_rank_.empty()) {
+      std::vector<int> hosts;
+      for (const int member : members) hosts.push_back(host_of_rank_[static_cast<std::size_t>(member)]);
+      group->stand_on(std::move(hosts));
+    }
   }
   return group;
 }

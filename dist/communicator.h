@@ -185,6 +185,12 @@ class Communicator {
   /// This rank's tape, shared by all groups that it is in.
   [[nodiscard]] Tape& tape() const noexcept { return *tape_; }
 
+  /// Hosts that the group's ranks stand on; 1 until somebody has said stand_on().
+  [[nodiscard]] int num_hosts() const noexcept { return num_hosts_; }
+  /// Rank r of this group stands on host `host_of_rank[r]`; hosts are any numbers. Groups that are made from
+  /// now on know it of their ranks. A Mesh says it to its world. Not a collective: nothing is sent.
+  void stand_on(std::vector<int> host_of_rank);
+
   /// x ← x of rank 0 + ... + x of rank R−1 (or the maximum, the minimum), in place.
   ///
   /// Shapes    x [n], the same n on every rank; 0 is allowed.
@@ -287,7 +293,9 @@ class Communicator {
   int rank_;
   int size_;
   std::string name_;
-  std::uint64_t id_ = 0;  // see TapeEntry::group_id
+  std::uint64_t id_ = 0;           // see TapeEntry::group_id
+  std::vector<int> host_of_rank_;  // empty: all on one
+  int num_hosts_ = 1;
   std::shared_ptr<Tape> tape_;
   CommOptions options_;
   std::uint64_t next_collective_ = 0;  // collectives and point-to-point calls are numbered apart: only the

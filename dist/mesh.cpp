@@ -136,6 +136,10 @@ void Mesh::place(const std::string& host, std::source_location where) {
   const auto first_of_host = [this](int rank) {
     return std::find(hosts_.begin(), hosts_.end(), hosts_[static_cast<std::size_t>(rank)]) - hosts_.begin();
   };
+  std::vector<int> host_of_rank;
+  for (std::size_t r = 0; r < num_ranks; ++r)
+    host_of_rank.push_back(static_cast<int>(first_of_host(static_cast<int>(r))));
+  world_->stand_on(std::move(host_of_rank));
   rank_at_.resize(num_ranks);
   std::iota(rank_at_.begin(), rank_at_.end(), 0);
   std::ranges::stable_sort(rank_at_, {}, first_of_host);

@@ -73,6 +73,9 @@ struct MeshOptions {
 ///
 /// Placement Ranks are sorted by host (hosts in order of their first rank), then by rank; the one at position
 ///           p of that row has coordinate(p). So innermost axes, tp first, stay inside of a host.
+/// Hosts     The world and all groups that are made from it know on how many hosts they stand
+///           (Communicator::num_hosts), and so does every line of the tape. If the world had a mesh before,
+///           this one's word counts from now on.
 /// Groups    One for each axis, and one for each pair of axes: those ranks that differ from this one along
 ///           these axes alone, in order of position. A group of one rank sends nothing.
 /// Cost      At construction one all-gather of host names and at most 15 splits; nothing later.

@@ -76,6 +76,7 @@ std::uint64_t Tape::begin(TapeEntry entry) {
   total.calls += 1;
   total.elements += entry.elements;
   total.sent_bytes += entry.sent_bytes;
+  total.num_hosts = std::max(total.num_hosts, entry.num_hosts);
   const std::uint64_t ticket = next_ticket_++;
   const std::size_t slot = ticket % capacity_;
   if (slot == entries_.size()) {

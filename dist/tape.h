@@ -58,6 +58,7 @@ struct TapeEntry {
   std::uint64_t group_id = 0;  ///< the same on every rank of a group; groups of one name have different ones
   int rank = 0;                ///< this one, in the group
   int num_ranks = 1;
+  int num_hosts = 1;          ///< that these ranks stand on: Communicator::num_hosts()
   std::int64_t elements = 0;  ///< as in sent_bytes()
   DType dtype = DType::kU8;
   int peer = -1;  ///< root, destination or source; -1 where there is none
@@ -78,6 +79,7 @@ struct TapeTotal {
   std::int64_t calls = 0;
   std::int64_t elements = 0;
   std::int64_t sent_bytes = 0;
+  int num_hosts = 1;     ///< of the call whose ranks stand on most
   double seconds = 0.0;  ///< from start to completion, summed: calls that overlap count twice
   /// That the rank stood still for them, in the calls themselves, Work::test() and Work::wait():
   /// communication that nothing hid.

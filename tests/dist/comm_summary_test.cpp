@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <regex>
 
 #include "dist/engine.h"
 #include "dist/job.h"
@@ -76,6 +77,33 @@ TEST(CommSummary, PrintsTheMeanOfAStep) {
     EXPECT_NE(table.find("\nall                                500.5        1,501,502 "), std::string::npos)
         << table;
     EXPECT_TRUE(table.ends_with("  (1.50 MB)")) << table;
+  });
+}
+
+// Four ranks on two hosts, dp=2,tp=2: tp inside of them. What is over hosts is dp and the world.
+TEST(CommSummary, SaysWhichGroupsReachOverHosts) {
+  run_thread_ranks(4, [](Job& job) {
+    const Mesh mesh(MeshShape::parse("dp=2,tp=2"), job.shared_world(),
+                    {.host = job.rank() < 2 ? "alpha" : "beta"});
+    CommSummary summary(job.world());
+    summary.begin_step();
+    std::vector<float> x(100);
+    mesh.group(MeshAxis::kTp).all_reduce(buffer_of(x));
+    mesh.group(MeshAxis::kDp).all_reduce(buffer_of(x));
+    mesh.group(MeshAxis::kDp).barrier();
+    mesh.world().all_reduce(buffer_of(x));
+    summary.end_step();
+    const std::string table = std::regex_replace(summary.table(), std::regex("[0-9]+\\.[0-9]{3}"), "t");
+    if (job.rank() != 0) return;
+    EXPECT_EQ(std::regex_replace(table, std::regex(" +"), " "),
+              "sent by rank 0 of 4 on 2 hosts, a step (mean of 1):\n"
+              "group operation calls bytes waited ms\n"
+              "dp all_reduce 1 400 t over 2 hosts\n"
+              "dp barrier 1 0 t over 2 hosts\n"
+              "tp all_reduce 1 400 t\n"
+              "world all_reduce 1 600 t over 2 hosts\n"
+              "over hosts 3 1,000 t\n"
+              "all 4 1,400 t (1.40 kB)");
   });
 }
 

@@ -131,6 +131,32 @@ TEST(Mesh, RefusesATensorParallelGroupThatReachesOverHostsUnlessAsked) {
   });
 }
 
+TEST(Mesh, TellsItsGroupsOnHowManyHostsTheyStand) {
+  run_thread_ranks(8, [](Job& job) {
+    const auto before = job.world().split(0, job.rank(), "before");
+    const Mesh mesh(MeshShape::parse("pp=2,dp=2,tp=2"), job.shared_world(),
+                    {.host = alternating_host(job.rank())});
+    EXPECT_EQ(before->num_hosts(), 1) << "made before anybody had asked for hosts";
+    EXPECT_EQ(mesh.world().num_hosts(), 2);
+    EXPECT_EQ(mesh.group(kTp).num_hosts(), 1);
+    EXPECT_EQ(mesh.group(kDp).num_hosts(), 1);
+    EXPECT_EQ(mesh.group(kDp, kTp).num_hosts(), 1);
+    EXPECT_EQ(mesh.group(kPp).num_hosts(), 2);
+    EXPECT_EQ(mesh.group(kCp).num_hosts(), 1) << "of one rank";
+    // Groups of groups: pairs of neighbours, as shard groups are, and one rank of each host.
+    Communicator& pp_dp = mesh.group(kPp, kDp);
+    const int pair = pp_dp.rank() / 2 * 2, place = pp_dp.rank() % 2;
+    EXPECT_EQ(pp_dp.group_of({pair, pair + 1}, "pair")->num_hosts(), 1);
+    EXPECT_EQ(pp_dp.group_of({place, place + 2}, "place")->num_hosts(), 2);
+    EXPECT_EQ(pp_dp.group_of({place, place + 2}, "place")->split(pp_dp.rank() / 2, 0, "one")->num_hosts(), 1);
+
+    // Another mesh over the same ranks, all on one host.
+    const Mesh other(MeshShape::parse("dp=8"), job.shared_world(), {.host = "gamma"});
+    EXPECT_EQ(other.group(kDp).num_hosts(), 1);
+    EXPECT_EQ(mesh.group(kPp).num_hosts(), 2) << "of a mesh that was there before";
+  });
+}
+
 TEST(Mesh, ShowsTheEquationWhenTheShapeHasAnotherNumberOfRanks) {
   run_thread_ranks(4, [](Job& job) {
     try {
