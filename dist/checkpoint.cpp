@@ -16,6 +16,7 @@
 #include "data/atomic_file.h"
 #include "dist/job.h"
 #include "kernels/error.h"
+#include "kernels/random_key.h"
 
 namespace tessera::dist {
 namespace {
@@ -267,7 +268,9 @@ CheckpointReader::CheckpointReader(const fs::path& folder, bool with_optimizer) 
   const fs::path source = resolve(folder);
   std::map<std::string, std::string> model_hashes, optimizer_hashes;
   try {
-    const Json index = Json::parse(read_text(source / kIndexFile));
+    const std::string text = read_text(source / kIndexFile);
+    index_hash_ = kernels::stream_id(text);  // FNV-1a
+    const Json index = Json::parse(text);
     if (index.at("format") != "tessera-checkpoint") throw std::out_of_range("is not a checkpoint's index");
     if (index.at("version").get<int>() > kFormatVersion)
       throw std::out_of_range("was written by a newer version");

@@ -110,6 +110,8 @@ class CheckpointReader {
   explicit CheckpointReader(const std::filesystem::path& folder, bool with_optimizer = true);
 
   [[nodiscard]] std::int64_t step() const noexcept { return step_; }
+  /// Of step, metadata and the hashes of all tensors: other checkpoints have others, copies the same.
+  [[nodiscard]] std::uint64_t index_hash() const noexcept { return index_hash_; }
   [[nodiscard]] const data::Metadata& metadata() const noexcept { return metadata_; }
   [[nodiscard]] const Tensors& model() const noexcept { return *model_; }
   /// DataError if it was left out.
@@ -117,6 +119,7 @@ class CheckpointReader {
 
  private:
   std::int64_t step_ = 0;
+  std::uint64_t index_hash_ = 0;
   data::Metadata metadata_;
   std::unique_ptr<const Tensors> model_, optimizer_;
 };

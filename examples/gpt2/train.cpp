@@ -33,6 +33,7 @@
 #include "examples/gpt2/dry_run.h"
 #include "examples/gpt2/evaluation.h"
 #include "examples/gpt2/saved_model.h"
+#include "examples/gpt2/shared_files.h"
 #include "examples/gpt2/trainer.h"
 #include "kernels/error.h"
 #include "kernels/readable.h"
@@ -138,7 +139,7 @@ void print_overview(const TrainOptions& options, dist::Job& job, Trainer& traine
   for (const auto& [name, piece] : trainer.engine().zero().pieces()) updated += piece.num_elements();
   fmt::print("optimizer   rank 0 of {} updates {} of {} elements: {}\n", job.size(), with_commas(updated),
              with_commas(trainer.num_parameters()), trainer.engine().optimizer().describe());
-  if (trainer.mesh().shape().num_ranks() > trainer.mesh().size(MeshAxis::kDp))
+  if (trainer.mesh().shape().num_ranks() > trainer.mesh().size(MeshAxis::kDp) || job.world().num_hosts() > 1)
     fmt::print("{}", trainer.mesh().picture());
   if (dist::Pipeline* pipeline = trainer.engine().pipeline(); pipeline != nullptr) {
     fmt::print("pipeline    {}\n", dist::to_string(pipeline->stages()));
@@ -157,6 +158,9 @@ std::string describe(const Evaluation& result, std::int64_t step) {
 
 void train(const TrainOptions& options, dist::Job& job) {
   const Corpus corpus = open_corpus(options.data);
+  require_same_everywhere(job, fmt::format("--data {}", options.data.string()),
+                          {corpus.train.info().content_hash, corpus.validation.info().content_hash,
+                           corpus.tokenizer.vocabulary_hash()});
   std::optional<FolderLock> lock;
   job.on_root([&] {
     if (fs::is_directory(options.out)) lock.emplace(options.out);
@@ -168,10 +172,11 @@ void train(const TrainOptions& options, dist::Job& job) {
     if (!lock) lock.emplace(options.out);
   });
   data::Metadata resumed;
-  if (options.resume && dist::has_checkpoint(options.out)) {
-    const dist::CheckpointReader checkpoint(options.out);
-    trainer.restore(checkpoint);
-    resumed = checkpoint.metadata();
+  if (options.resume) {
+    if (const auto checkpoint = open_shared_checkpoint(job, options.out)) {
+      trainer.restore(*checkpoint);
+      resumed = checkpoint->metadata();
+    }
   }
   const std::int64_t first_step = trainer.steps_done();
 

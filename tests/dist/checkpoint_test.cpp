@@ -87,6 +87,18 @@ TEST(Checkpoint, LoadsWhatWasSaved) {
             (std::vector<std::string>{"checkpoint.json", "model.safetensors", "optimizer.safetensors"}));
 }
 
+TEST(Checkpoint, HasAHashThatCopiesShare) {
+  const TemporaryFolder folder;
+  save_checkpoint(folder / "a", checkpoint_of(3));
+  save_checkpoint(folder / "b", checkpoint_of(3));
+  Checkpoint other = checkpoint_of(3);
+  other.model.back().second = full({}, 4.0, {.dtype = kF64});  // one number of one tensor
+  save_checkpoint(folder / "c", other);
+  const std::uint64_t hash = CheckpointReader(folder / "a").index_hash();
+  EXPECT_EQ(CheckpointReader(folder / "b").index_hash(), hash);
+  EXPECT_NE(CheckpointReader(folder / "c").index_hash(), hash);
+}
+
 TEST(Checkpoint, LeavesTheOptimizerOutWhereOnlyTheModelIsWanted) {
   const TemporaryFolder folder;
   save_checkpoint(folder.path(), checkpoint_of(7));
