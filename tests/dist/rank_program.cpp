@@ -3,6 +3,7 @@
 //     mpiexec -n 4 dist_ranks behaviours          the table of behaviours.h; with a part of a name, those
 //     mpiexec -n 4 dist_ranks parity              trains as one rank does
 //     mpiexec -n 4 dist_ranks measure unchecked   what an all-reduce takes; without "unchecked", with checks
+//     mpiexec -hosts a,b -n 4 dist_ranks hosts a,b,a,b    what ranks must see that stand on these hosts
 //     dist_ranks --ranks 3 fail <how>             one way for a job to end; launch_test.cpp says what is seen
 //
 // It prints one line a behaviour on rank 0, and "all ranks are done" at the end.
@@ -16,6 +17,7 @@
 
 #include "kernels/error.h"
 #include "tests/dist/behaviours.h"
+#include "tests/dist/host_checks.h"
 #include "tests/dist/training.h"
 
 namespace tessera::dist::testing {
@@ -235,6 +237,8 @@ int main(int argc, char** argv) {
       dist::testing::measure(job);
     } else if (what == "parity") {
       dist::testing::check_parity(job);
+    } else if (what == "hosts") {
+      dist::testing::check_hosts(job, which);
     } else {
       dist::testing::fail(job, which);
     }
