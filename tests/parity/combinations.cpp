@@ -44,7 +44,7 @@ int chunks(const Combination& row) { return row.schedule == "interleaved" || row
 
 bool splits_backward(const Combination& row) { return row.schedule.starts_with("zb"); }
 
-// Calls `use` with every mesh of up to eight ranks.
+// Calls `use` with every mesh of up to eight ranks, and with the smallest that has all axes.
 template <typename Use>
 void for_each_mesh(const Use& use) {
   for (int pp = 1; pp <= kMostRanks; ++pp) {
@@ -54,6 +54,7 @@ void for_each_mesh(const Use& use) {
       }
     }
   }
+  use(2, 2, 2, 2);
 }
 
 }  // namespace

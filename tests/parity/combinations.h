@@ -1,9 +1,9 @@
 #pragma once
 
-// Every combination of what a layout is made of, as rows of one table: {dp, tp, pp, cp} up to eight ranks ×
-// ZeRO 0..3 × pipeline schedules × recomputation × accumulation × optimizers × {f64, f32, bf16, Invariant}.
-// A row either trains what one rank trains, or is refused before any step with the reason and a setting that
-// works, which is then tried as well.
+// Every combination of what a layout is made of, as rows of one table: {dp, tp, pp, cp} up to eight ranks and
+// all four at once × ZeRO 0..3 × pipeline schedules × recomputation × accumulation × optimizers × {f64, f32,
+// bf16, Invariant}. A row either trains what one rank trains, or is refused before any step with the reason
+// and a setting that works, which is then tried as well.
 
 #include <array>
 #include <cstdint>
