@@ -37,6 +37,7 @@
 #include "dist/pipeline_stages.h"
 #include "dist/placement.h"
 #include "dist/ring_attention.h"
+#include "dist/same_settings.h"
 #include "dist/sequence_cut.h"
 #include "dist/tensor_parallel.h"
 #include "dist/time_split.h"

@@ -17,6 +17,7 @@
 #include "dist/invariant_loss.h"
 #include "dist/optimizer_factory.h"
 #include "dist/pipeline.h"
+#include "dist/same_settings.h"
 #include "dist/vocab_parallel.h"
 #include "dist/zero.h"
 #include "kernels/error.h"
@@ -44,6 +45,20 @@ optim::LossScaler make_scaler(const Config& config) {
                                .loss_scale_window = config.fp16.loss_scale_window,
                                .hysteresis = static_cast<int>(config.fp16.hysteresis),
                                .min_loss_scale = config.fp16.min_loss_scale});
+}
+
+// All that ranks must agree on before they train together.
+Settings settings_of_engine(const nn::LanguageModel& model, const Config& config, std::int64_t seq,
+                            const optim::Schedule& schedule) {
+  Settings settings = settings_of(config);
+  settings["model"] = model.description();
+  settings["tokens of a sequence"] = std::to_string(seq);
+  settings["seed"] = std::to_string(RankContext::current().seed);
+  std::string rates;
+  for (const std::int64_t step : {1, 10, 100, 1'000, 10'000, 100'000})
+    rates += fmt::format("{}{}", rates.empty() ? "" : " ", optim::lr_at(schedule, step - 1));
+  settings["learning rate at steps 1, 10, ... 100000"] = rates;
+  return settings;
 }
 
 }  // namespace
@@ -76,6 +91,7 @@ Engine::Engine(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
       device_(options.device),
       schedule_(options.schedule.value_or(optim::ConstantLR{config.optimizer.lr})),
       comm_summary_(mesh.world()) {
+  require_same_settings(settings_of_engine(model, config, seq_, schedule_), mesh.world());
   check_supported(model, config, mesh, seq_);
   if (is_invariant()) {
     check_invariant(config, mesh);
@@ -463,23 +479,6 @@ std::string parameter_of(const std::string& state_name) {
   return state_name.substr(0, state_name.rfind('/'));
 }
 bool is_step_count(const std::string& state_name) { return state_name.ends_with("/step"); }
-
-// The text of every rank.
-std::vector<std::string> gather_texts(const std::string& text, Communicator& group) {
-  std::vector<std::int64_t> sizes(static_cast<std::size_t>(group.size()));
-  const std::vector<std::int64_t> own{static_cast<std::int64_t>(text.size())};
-  group.all_gather(buffer_of(own), buffer_of(sizes));
-  const auto longest = static_cast<std::size_t>(std::ranges::max(sizes));
-  std::vector<std::uint8_t> mine(longest), all(longest * sizes.size());
-  std::ranges::copy(text, mine.begin());
-  group.all_gather(buffer_of(std::as_const(mine)), buffer_of(all));
-  std::vector<std::string> texts;
-  for (std::size_t r = 0; r < sizes.size(); ++r) {
-    const auto begin = all.begin() + static_cast<std::ptrdiff_t>(r * longest);
-    texts.emplace_back(begin, begin + sizes[r]);
-  }
-  return texts;
-}
 
 Tensor named(const NamedTensors& tensors, const std::string& name, const char* what) {
   for (const auto& [other, tensor] : tensors) {

@@ -2,22 +2,9 @@
 
 #include <span>
 
+#include "dist/fnv1a.h"
+
 namespace tessera::dist {
-namespace {
-
-class Fnv1a {
- public:
-  void add(std::span<const std::byte> bytes) {
-    for (const std::byte byte : bytes) state_ = (state_ ^ static_cast<std::uint64_t>(byte)) * 0x100000001b3u;
-  }
-  [[nodiscard]] std::uint64_t value() const { return state_; }
-
- private:
-  std::uint64_t state_ = 0xcbf29ce484222325u;
-};
-
-}  // namespace
-
 std::vector<std::pair<std::string, std::uint64_t>> parameter_hashes(Engine& engine) {
   std::vector<std::pair<std::string, std::uint64_t>> hashes;
   const CheckpointSources sources = engine.checkpoint_sources();

@@ -158,6 +158,7 @@ std::string describe(const Evaluation& result, std::int64_t step) {
 
 void train(const TrainOptions& options, dist::Job& job) {
   const Corpus corpus = open_corpus(options.data);
+  dist::require_same_settings(options.settings(), job.world());
   require_same_everywhere(job, fmt::format("--data {}", options.data.string()),
                           {corpus.train.info().content_hash, corpus.validation.info().content_hash,
                            corpus.tokenizer.vocabulary_hash()});

@@ -340,6 +340,41 @@ tessera::optim::Schedule TrainOptions::schedule() const {
                                           .total_steps = steps};
 }
 
+tessera::dist::Settings TrainOptions::settings() const {
+  tessera::dist::Settings settings = settings_of(config);
+  // Who said --lr looks for it.
+  for (const auto& [key, flag] :
+       std::map<std::string, const char*>{{"optimizer.params.lr", "--lr"},
+                                          {"optimizer.params.weight_decay", "--weight-decay"},
+                                          {"train_batch_size", "--batch"},
+                                          {"train_micro_batch_size_per_gpu", "--micro-batch"},
+                                          {"gradient_clipping", "--clip"},
+                                          {"zero_optimization.stage", "--zero"},
+                                          {"pipeline.schedule", "--schedule"},
+                                          {"pipeline.chunks", "--chunks"},
+                                          {"pipeline.partition", "--partition"}}) {
+    auto entry = settings.extract(key);
+    entry.key() = fmt::format("{} ({})", key, flag);
+    settings.insert(std::move(entry));
+  }
+  const auto add = [&settings](const char* flag, const auto& value) {
+    settings[flag] = fmt::format("{}", value);
+  };
+  add("--model", model);
+  add("--steps", steps);
+  add("--seed", job.seed);
+  add("--seq", seq == 0 ? "the context" : std::to_string(seq));
+  add("--warmup", warmup < 0 ? "left out" : std::to_string(warmup));
+  add("--min-lr", min_lr ? fmt::format("{}", *min_lr) : "left out");
+  add("--out", out.string());
+  add("--resume", resume);
+  add("--eval-every", eval_every);
+  add("--eval-tokens", eval_tokens);
+  add("--save-every", save_every);
+  add("--keep", keep);
+  return settings;
+}
+
 TrainOptions parse_train_options(int argc, char** argv) {
   CLI::App app(
       "Trains a GPT-2 or a Llama-style decoder on a folder that gpt2_prepare made.\n"

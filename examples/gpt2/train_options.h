@@ -7,6 +7,7 @@
 
 #include "dist/config.h"
 #include "dist/job.h"
+#include "dist/same_settings.h"
 #include "optim/schedule.h"
 
 namespace gpt2 {
@@ -47,6 +48,10 @@ struct TrainOptions {
 
   /// The scheduler of the config file, or else a cosine with warm-up.
   [[nodiscard]] tessera::optim::Schedule schedule() const;
+
+  /// What every rank of a run must have alike, by config key and flag. Not the paths of --data and --log,
+  /// which belong to a host, nor threads and progress, which change no number.
+  [[nodiscard]] tessera::dist::Settings settings() const;
 };
 
 /// Reads the command line and the config file that it names; flags win.

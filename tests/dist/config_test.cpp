@@ -6,6 +6,7 @@
 
 #include <functional>
 
+#include "dist/same_settings.h"
 #include "tests/data/temporary_folder.h"
 #include "tests/dist/config_reading.h"
 
@@ -178,6 +179,11 @@ const ScheduleRow kSchedules[] = {
      {},
      true},
 };
+
+TEST(Config, ComparesEveryKeyBetweenRanks) {
+  const Settings defaults = settings_of(Config{});
+  for (const KeyRow& row : keys()) EXPECT_NE(settings_of(read(row.json)), defaults) << row.key;
+}
 
 TEST(Config, ReadsEveryParameterOfEverySchedule) {
   for (const ScheduleRow& row : kSchedules) {

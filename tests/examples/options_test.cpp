@@ -1,5 +1,6 @@
 // The names that stay: flags, config keys, model names.
 
+#include <array>
 #include <regex>
 
 #include "tests/examples/workplace.h"
@@ -72,6 +73,25 @@ TEST_F(ProgramOptions, ComeFromTheConfigFileUnlessAFlagSaysOtherwise) {
   EXPECT_NE(flags.out.find("f32"), std::string::npos) << flags.out;
   EXPECT_EQ(read_log("flags.jsonl").size(), 3u);
   EXPECT_TRUE(std::filesystem::exists(folder_ / "flags/latest"));
+}
+
+TEST_F(ProgramOptions, ThatDifferBetweenRanksEndTheRunBeforeItBegins) {
+  if (!has_mpi()) GTEST_SKIP() << "built without MPI";
+  ASSERT_EQ(run("gpt2_prepare --text text --vocab 290 --out other --validation 0.3").status, 0);
+  for (const auto& [a, b, message] : std::vector<std::array<std::string, 3>>{
+           {"--lr 1e-3", "--lr 1e-4",
+            "settings differ between ranks: optimizer.params.lr (--lr) is 0.001 on rank 0, 0.0001 on rank 1"},
+           {"--seed 1", "--seed 2", "settings differ between ranks: --seed is 1 on rank 0, 2 on rank 1"},
+           {"--mesh tp=2", "--mesh dp=2",
+            "settings differ between ranks: mesh is tp=2, dp left out on rank 0, dp=2 on rank 1"},
+           {"", "--data other", "--data other: what rank 1 finds there"}}) {
+    const Outcome outcome = run("mpiexec -n 1" + train("--out run --steps 1 " + a) + " : -n 1" +
+                                train("--out run --steps 1 " + b));
+    EXPECT_EQ(outcome.status, 2) << outcome.all();
+    EXPECT_NE(outcome.err.find(message), std::string::npos) << message << outcome.all();
+    EXPECT_EQ(outcome.err.find(message), outcome.err.rfind(message)) << outcome.err;
+    EXPECT_FALSE(std::filesystem::exists(folder_ / "run")) << message;
+  }
 }
 
 TEST_F(ProgramOptions, OfTheConfigFileMayHaveTheFlagsNames) {
