@@ -23,6 +23,7 @@
 #include "dist/data_parallel.h"
 #include "dist/dry_run.h"
 #include "dist/engine.h"
+#include "dist/host_memory.h"
 #include "dist/job.h"
 #include "dist/mesh.h"
 #include "dist/optimizer_factory.h"

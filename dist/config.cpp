@@ -79,6 +79,7 @@ Config Config::read(ConfigFile& file) {
   detail::read_mesh(file, config);
   detail::read_zero(file.section("zero_optimization"), config.zero);
   detail::read_recompute(file, config.recompute);
+  config.memory_check = file.boolean("memory_check").value_or(config.memory_check);
   detail::read_accepted_keys(file);
   return config;
 }

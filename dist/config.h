@@ -132,6 +132,10 @@ struct Config {
 
   DType grad_accum_dtype = kF32;  ///< data_types.grad_accum_dtype
 
+  /// "memory_check", ours: refuse a run whose parameters, gradients and optimizer state do not fit into what
+  /// the hosts have left. False where it errs: with swap, or memory that others are about to give back.
+  bool memory_check = true;
+
   /// Reads its keys from `file`; a program that has keys of its own reads them too and then calls
   /// file.refuse_unknown().
   ///

@@ -95,6 +95,7 @@ Settings settings_of(const Config& config) {
   add("pipeline.schedule", config.pipeline.schedule);
   add("pipeline.partition", config.pipeline.partition);
   add("pipeline.chunks", config.pipeline.chunks);
+  add("memory_check", config.memory_check);
   return settings;
 }
 

@@ -13,6 +13,7 @@
 #include "autograd/ops.h"
 #include "dist/collectives.h"
 #include "dist/engine_layout.h"
+#include "dist/host_memory.h"
 #include "dist/invariant.h"
 #include "dist/invariant_loss.h"
 #include "dist/optimizer_factory.h"
@@ -112,7 +113,12 @@ Engine::Engine(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
   const LaidOut& laid_out = parts_->laid_out;
   ZeroOptions zero = zero_options(config, mesh, laid_out, parts_->pipeline.get());
   zero.device = device_;
-  if (options.announce) options.announce(describe_memory(model, config, mesh, zero));
+  const ZeroMemory memory = predict_memory(model, config, mesh, zero);
+  if (options.announce) options.announce(describe_memory(memory, mesh));
+  if (config.memory_check && device_ == cpu) {
+    require_memory(memory.held() + memory.gathered_parameters,
+                   options.host_memory ? *options.host_memory : HostMemory::read(), mesh.world());
+  }
   if (device_ == meta) RankContext::current().count_meta_from_zero();
   tell_places();
   parts_->zero = std::make_unique<Zero>(model, mesh, zero, [&laid_out](const auto& record, Tensor& local) {

@@ -27,6 +27,7 @@
 #include "dist/checkpoint.h"
 #include "dist/comm_summary.h"
 #include "dist/config.h"
+#include "dist/host_memory.h"
 #include "dist/mesh.h"
 #include "dist/micro_batch.h"
 #include "dist/pipeline_schedule.h"
@@ -82,6 +83,8 @@ struct EngineOptions {
   std::vector<double> part_seconds;
   /// Told the bytes that this rank is going to hold between steps, before any is allocated.
   std::function<void(const std::string& text)> announce;
+  /// What may still be taken of the host; default: what the system says. See Config::memory_check.
+  std::optional<HostMemory> host_memory;
   /// Where everything lies. On meta there is no data: nothing is asked of a SampleSource, every target
   /// counts, losses and norms are 0. What is allocated, sent and counted is that of a run; see
   /// dist/dry_run.h.
@@ -102,7 +105,8 @@ struct EngineOptions {
 ///           alone fails, its exception must leave the program, for the others wait for it: one rank's error
 ///           ends the job. Not undone is an optimizer step that failed half-way.
 /// Errors    ConfigError from the constructor, before any memory is taken, for what cannot be honoured, with
-///           the nearest that works. LayoutError on the first step for a plan that does not fit its model.
+///           the nearest that works; for settings that differ between ranks; and for a model that the hosts
+///           cannot hold. LayoutError on the first step for a plan that does not fit its model.
 class Engine {
  public:
   Engine(nn::LanguageModel& model, const Config& config, const Mesh& mesh, const EngineOptions& options = {});

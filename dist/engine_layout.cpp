@@ -175,20 +175,21 @@ ZeroOptions zero_options(const Config& config, const Mesh& mesh, const LaidOut& 
   return options;
 }
 
-std::string describe_memory(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
-                            const ZeroOptions& zero) {
+ZeroMemory predict_memory(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
+                          const ZeroOptions& zero) {
   const ZeroPlan plan = plan_zero(model, mesh.shape(), zero);
   const int data_rank = mesh.group(MeshAxis::kDp, kCp).rank();
-  const ZeroMemory memory =
-      predict_memory(plan, data_rank, optimizer_bytes_per_element(config.optimizer, config.dtype));
+  return predict_memory(plan, data_rank, optimizer_bytes_per_element(config.optimizer, config.dtype));
+}
+
+std::string describe_memory(const ZeroMemory& memory, const Mesh& mesh) {
   const auto exact = [](std::int64_t bytes) {
     return fmt::format("{} bytes ({})", with_commas(bytes), with_byte_unit(bytes));
   };
   std::string text = fmt::format(
       "memory      rank {} of {} holds {} between steps:\n"
       "  parameters {}, gradients {}, optimizer {}",
-      mesh.world().rank(), mesh.world().size(),
-      exact(memory.parameters + memory.gradients + memory.optimizer), exact(memory.parameters),
+      mesh.world().rank(), mesh.world().size(), exact(memory.held()), exact(memory.parameters),
       exact(memory.gradients), exact(memory.optimizer));
   if (memory.gathered_parameters > 0)
     text +=

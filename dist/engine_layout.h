@@ -40,8 +40,10 @@ void set_recomputation(nn::LanguageModel& model, const Config& config, const Mes
 [[nodiscard]] ZeroOptions zero_options(const Config& config, const Mesh& mesh, const LaidOut& laid_out,
                                        const Pipeline* pipeline);
 
-/// "memory      rank 0 of 4 holds 1,234 bytes (1.2 kB) between steps: ...", to the byte.
-[[nodiscard]] std::string describe_memory(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
-                                          const ZeroOptions& zero);
+/// What this rank is going to hold of the model, to the byte.
+[[nodiscard]] ZeroMemory predict_memory(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
+                                        const ZeroOptions& zero);
+/// "memory      rank 0 of 4 holds 1,234 bytes (1.2 kB) between steps: ..."
+[[nodiscard]] std::string describe_memory(const ZeroMemory& memory, const Mesh& mesh);
 
 }  // namespace tessera::dist

@@ -184,6 +184,8 @@ struct ZeroMemory {
   std::int64_t optimizer = 0;
   /// Largest unit, gathered: what comes to `parameters` while it is used. 0 where parameters are not cut.
   std::int64_t gathered_parameters = 0;
+  /// Between steps.
+  [[nodiscard]] std::int64_t held() const noexcept { return parameters + gradients + optimizer; }
 };
 
 /// `optimizer_bytes_per_element`: 12 for AdamW on 16-bit parameters, 8 in f32, 16 in f64.

@@ -38,7 +38,7 @@ struct Flags {
   std::optional<double> lr, min_lr, weight_decay, clip, dropout;
   std::optional<std::uint64_t> seed;
   std::optional<int> ranks, threads, zero, chunks, world;
-  bool resume = false, comm_summary = false, print_schedule = false, dry_run = false;
+  bool resume = false, comm_summary = false, print_schedule = false, dry_run = false, no_memory_check = false;
 };
 
 void add_options(CLI::App& app, Flags& flags) {
@@ -48,6 +48,9 @@ void add_options(CLI::App& app, Flags& flags) {
                  "Settings in JSON: the flags' names, as in \"micro_batch\": 4, and DeepSpeed's keys; flags "
                  "win over it")
       ->type_name("FILE")
+      ->group(kGroupRun);
+  app.add_flag("--no-memory-check", flags.no_memory_check,
+               "Go on although the ranks of a host will hold more than it has left")
       ->group(kGroupRun);
   app.add_option("--data", flags.data, "Folder that gpt2_prepare made [data]")
       ->type_name("DIR")
@@ -264,6 +267,7 @@ void apply_flags(const Flags& flags, TrainOptions& options) {
   options.print_schedule = options.print_schedule || flags.print_schedule;
   options.dry_run = options.dry_run || flags.dry_run;
   if (flags.world) options.world = flags.world;
+  if (flags.no_memory_check) options.config.memory_check = false;
   options.comm_summary = options.comm_summary || flags.comm_summary;
   options.resume = options.resume || flags.resume;
   if (flags.dtype) options.config.dtype = choose("dtype", kDTypes, *flags.dtype);

@@ -40,6 +40,7 @@ const std::vector<KeyRow>& keys() {
        [](C c) { return c.batch.accumulation == 5; }},
       {"gradient_clipping", R"({"gradient_clipping": 0.25})",
        [](C c) { return c.gradient_clipping == 0.25; }},
+      {"memory_check", R"({"memory_check": false})", [](C c) { return !c.memory_check; }},
       {"steps_per_print", R"({"steps_per_print": 7})", [](C c) { return c.steps_per_print == 7; }},
       {"optimizer.type", R"({"optimizer": {"type": "SGD"}})", [](C c) { return c.optimizer.type == "SGD"; }},
       {"optimizer.params.lr", R"({"optimizer": {"params": {"lr": 6e-4}}})",

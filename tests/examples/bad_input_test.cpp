@@ -108,6 +108,8 @@ TEST_F(BadInput, OfTrainingGetsOneMessageAndStatus2) {
            {"small vocabulary", "--model layers=1,heads=2,width=16,vocab=100",
             "vocab=100 is smaller than the 290 tokens"},
            {"no layers", "--model layers=0,heads=2,width=16", "layers must be a whole number from 1"},
+           {"a model larger than any memory", "--model layers=90,heads=1,width=100000",
+            "memory: the rank on .* will hold [0-9,]+ bytes .* but [0-9,]+ bytes .* are left there"},
            {"no such data", "--data none", "--data none: there is no such folder; make it with gpt2_prepare"},
            {"out is a file", "--out text", "text: Not a directory"},
            {"out below a file", "--out text/run", "cannot create folder text/run: Not a directory"},
