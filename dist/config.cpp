@@ -15,8 +15,10 @@ namespace detail {
 
 void check_name(const char* what, const std::string& name, std::span<const std::string> known) {
   if (std::ranges::find(known, name) != known.end()) return;
-  throw ConfigError(
-      fmt::format("config: {} '{}' is unknown; did you mean '{}'?", what, name, nearest_name(name, known)));
+  const std::string near = near_name(name, known);
+  throw ConfigError(fmt::format("config: {} '{}' is unknown; {}", what, name,
+                                near.empty() ? fmt::format("there are {}", fmt::join(known, ", "))
+                                             : fmt::format("did you mean '{}'?", near)));
 }
 
 void read_precision(ConfigFile& file, Config& config) {

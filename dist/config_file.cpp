@@ -23,6 +23,7 @@ struct ConfigFile::Object {
   std::string place;  // "config.json" or "config.json: optimizer.params", for messages
   std::vector<std::string> known;
   std::map<std::string, std::shared_ptr<Object>> sections;
+  std::map<std::string, std::string> explained;
   bool is_root = true;
 
   // The value of `key`; none if it is absent, "auto" or null.
@@ -30,6 +31,12 @@ struct ConfigFile::Object {
     if (std::ranges::find(known, key) == known.end()) known.push_back(key);
     const auto found = json.find(key);
     return found == json.end() || *found == "auto" || found->is_null() ? nullptr : &*found;
+  }
+
+  // Paths of the sections below, "optimizer.params" say, in which `key` is known.
+  void find_known(const std::string& key, const std::string& path, std::vector<std::string>& paths) const {
+    if (std::ranges::find(known, key) != known.end()) paths.push_back(path + key);
+    for (const auto& [name, section] : sections) section->find_known(key, path + name + ".", paths);
   }
 
   [[noreturn]] void reject(const std::string& key, const char* expected, const Json& value) const {
@@ -138,16 +145,31 @@ ConfigFile ConfigFile::section(const std::string& key) {
 
 bool ConfigFile::contains(const std::string& key) const { return object_->json.contains(key); }
 
-void ConfigFile::refuse_unknown(std::string_view reason) const {
+void ConfigFile::explain(const std::string& key, const std::string& advice) {
+  object_->explained[key] = advice;
+}
+
+void ConfigFile::refuse_unknown(std::string_view reason) const { refuse_unknown(*object_, reason); }
+
+void ConfigFile::refuse_unknown(const Object& root, std::string_view reason) const {
+  const auto advice = [&](const std::string& key) -> std::string {
+    if (!reason.empty()) return std::string(reason);
+    if (const auto found = object_->explained.find(key); found != object_->explained.end())
+      return found->second;
+    if (const std::string near = near_name(key, object_->known); !near.empty())
+      return fmt::format("did you mean '{}'?", near);
+    std::vector<std::string> paths;
+    root.find_known(key, "", paths);
+    // A word like "enabled" is known everywhere, and says nothing.
+    if (!paths.empty() && paths.size() <= 3)
+      return fmt::format("there is {}; did you mean that?", fmt::join(paths, " and "));
+    return "docs/config.md has all keys";
+  };
   for (const auto& [key, value] : object_->json.items()) {
     if (std::ranges::find(object_->known, key) != object_->known.end()) continue;
-    const std::string nearest = nearest_name(key, object_->known);
-    const std::string advice = !reason.empty()    ? fmt::format("; {}", reason)
-                               : !nearest.empty() ? fmt::format("; did you mean '{}'?", nearest)
-                                                  : "";
-    throw ConfigError(fmt::format("{}: unknown key '{}'{}", object_->place, key, advice));
+    throw ConfigError(fmt::format("{}: unknown key '{}'; {}", object_->place, key, advice(key)));
   }
-  for (const auto& [key, section] : object_->sections) ConfigFile(section).refuse_unknown();
+  for (const auto& [key, section] : object_->sections) ConfigFile(section).refuse_unknown(root, {});
 }
 
 void ConfigFile::ignore_rest() {

@@ -11,7 +11,8 @@
 namespace tessera::dist {
 
 /// A JSON object of settings, read key by key. Whoever reads a key makes it known; what nobody read is a
-/// user's mistake, and `refuse_unknown` names the nearest key that somebody did read.
+/// user's mistake, and `refuse_unknown` names the key that was meant: one that `explain` was told, the same
+/// key in the section where somebody did read it, or one that is spelled nearly so.
 ///
 /// Integers may be written as 5e8. A key whose value is "auto" or null reads as absent: the program resolves
 /// it. A key that is given twice is refused.
@@ -44,6 +45,8 @@ class ConfigFile {
   /// Throws unless every key of this object and of the sections taken from it was read. `reason`, if there is
   /// one, is given in place of the nearest key.
   void refuse_unknown(std::string_view reason = {}) const;
+  /// For a key of this object that nobody reads: what its user is told, as "write pipeline.schedule".
+  void explain(const std::string& key, const std::string& advice);
   /// Makes all keys known that are there.
   void ignore_rest();
   /// Throws: place, key, its value, and the reason.
@@ -54,6 +57,7 @@ class ConfigFile {
  private:
   struct Object;
   explicit ConfigFile(std::shared_ptr<Object> object);
+  void refuse_unknown(const Object& root, std::string_view reason) const;
   std::shared_ptr<Object> object_;
 };
 

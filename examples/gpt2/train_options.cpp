@@ -206,6 +206,18 @@ Flags read_own_keys(ConfigFile& file) {
   return flags;
 }
 
+// Flags that are no keys: their settings have a place among DeepSpeed's keys, or are about one call.
+void explain_flags(ConfigFile& file) {
+  file.explain("zero", R"(write "zero_optimization": {"stage": 1}, which is what --zero 1 sets)");
+  file.explain("stage", R"(write "zero_optimization": {"stage": 1}, or "pipeline": {"stages": 2})");
+  file.explain("schedule",
+               R"(write "pipeline": {"schedule": "1f1b"}; of learning rates: "scheduler": {"type": ...})");
+  file.explain("chunks", R"(write "pipeline": {"chunks": 2})");
+  file.explain("partition", R"(write "pipeline": {"partition": "uniform"})");
+  file.explain("no_memory_check", R"(write "memory_check": false)");
+  for (const char* flag : {"config", "dry_run", "world"}) file.explain(flag, "give it on the command line");
+}
+
 // The member of `names` that `word` names.
 template <class T>
 T choose(const char* setting, const std::map<std::string, T>& names, const std::string& word) {
@@ -395,6 +407,7 @@ TrainOptions parse_train_options(int argc, char** argv) {
     const Flags from_file = read_own_keys(file);
     refuse_doubled_keys(file, from_file);
     refuse_rates_beside_scheduler(options, from_file);
+    explain_flags(file);
     file.refuse_unknown();
     apply_flags(from_file, options);
   }

@@ -251,6 +251,21 @@ TEST(Config, NamesTheNearestKeyAtEveryLevel) {
   expect_parts(error_of(R"({"zero_optimisation": {}})"), {"did you mean 'zero_optimization'?"});
 }
 
+TEST(Config, NamesTheSectionThatAKeyBelongsToAndGuessesNothingFarOff) {
+  expect_parts(error_of(R"({"autotp_size": 2})"),
+               {"unknown key 'autotp_size'; there is tensor_parallel.autotp_size; did you mean that?"});
+  expect_parts(error_of(R"({"zero_optimization": {"gradient_clipping": 1}})"),
+               {"there is gradient_clipping;"});
+  expect_parts(error_of(R"({"optimizer": {"lr": 1}})"), {"there is optimizer.params.lr;"});
+  for (const char* json : {R"({"wibble": 1})", R"({"enabled": true})", R"({"flash": 2})"}) {
+    const std::string message = error_of(json);
+    EXPECT_EQ(message.find("did you mean"), std::string::npos) << message;
+    expect_parts(message, {"docs/config.md has all keys"});
+  }
+  expect_parts(error_of(R"({"recompute": "attention"})"),
+               {"'attention' is unknown; there are none, selective, full"});
+}
+
 TEST(Config, GivesEachOptimizerItsOwnDefaults) {
   const auto optimizer = [](const std::string& type) {
     return read(R"({"optimizer": {"type": ")" + type + "\"}}").optimizer;

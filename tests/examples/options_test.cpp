@@ -1,6 +1,8 @@
 // The names that stay: flags, config keys, model names.
 
+#include <algorithm>
 #include <array>
+#include <map>
 #include <regex>
 
 #include "tests/examples/workplace.h"
@@ -92,6 +94,29 @@ TEST_F(ProgramOptions, ThatDifferBetweenRanksEndTheRunBeforeItBegins) {
     EXPECT_EQ(outcome.err.find(message), outcome.err.rfind(message)) << outcome.err;
     EXPECT_FALSE(std::filesystem::exists(folder_ / "run")) << message;
   }
+}
+
+// Each is a key, or the key that is meant is named: nobody is sent to the wrong one.
+TEST_F(ProgramOptions, AsKeysOfTheConfigFileAreReadOrExplained) {
+  const Outcome help = run("gpt2_train --help");
+  const std::regex flag("--([a-z-]+)");
+  std::map<std::string, std::string> answers;
+  for (std::sregex_iterator i(help.out.begin(), help.out.end(), flag), end; i != end; ++i) {
+    std::string key = (*i)[1];
+    std::ranges::replace(key, '-', '_');
+    if (key == "help" || answers.contains(key)) continue;
+    write_file(folder_ / "run.json", "{\"" + key + "\": null}");
+    answers[key] = run("gpt2_train --config run.json --data none").err;
+  }
+  EXPECT_GT(answers.size(), 30u);
+  for (const auto& [key, answer] : answers) {
+    const bool read = answer.find("--data none: there is no such folder") != std::string::npos;
+    const bool explained =
+        answer.find("unknown key '" + key + "'; write \"") != std::string::npos ||
+        answer.find("unknown key '" + key + "'; give it on the command line") != std::string::npos;
+    EXPECT_TRUE(read || explained) << answer;
+  }
+  EXPECT_NE(answers["zero"].find("\"zero_optimization\": {\"stage\": 1}"), std::string::npos);
 }
 
 TEST_F(ProgramOptions, OfTheConfigFileMayHaveTheFlagsNames) {
