@@ -17,12 +17,17 @@ struct BatchSizes {
   std::int64_t global = 0;        ///< train_batch_size: sequences per optimizer step
   std::int64_t micro_batch = 0;   ///< train_micro_batch_size_per_gpu: sequences per dp rank and pass
   std::int64_t accumulation = 0;  ///< gradient_accumulation_steps: passes per step
+
+  /// Where sizes that are given come from, for messages: a flag, say. Empty: the key above.
+  std::string global_from{};
+  std::string micro_batch_from{};
 };
 
 /// Fills in what is 0. Any two decide the third; of the batch alone, the largest micro-batch up to
 /// `largest_micro_batch`; of nothing, one sequence for each dp rank.
 ///
-/// Errors    ConfigError that shows the equation with the numbers, and the nearest batch that would work.
+/// Errors    ConfigError that shows the equation with the numbers, the nearest batch that would work, and
+///           where each number comes from.
 /// Example   resolve_batch_sizes({.global = 32, .micro_batch = 4}, resolve_mesh(config, 8)[MeshAxis::kDp]);
 [[nodiscard]] BatchSizes resolve_batch_sizes(const BatchSizes& given, std::int64_t dp,
                                              std::int64_t largest_micro_batch = 8);

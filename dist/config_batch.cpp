@@ -19,9 +19,22 @@ void check_positive_or_unset(const char* key, std::int64_t value) {
   }
 }
 
-}  // namespace
+// "train_batch_size 10 is --batch, micro_batch 4 is --micro-batch, accumulation 2 follows, dp 1 is the number
+// of ranks"
+std::string describe_sources(const BatchSizes& given, const BatchSizes& sizes, const std::string& dp) {
+  const auto from = [](std::int64_t size, const std::string& source, const char* key) -> std::string {
+    if (size == 0) return "follows";
+    return source.empty() ? fmt::format("is \"{}\"", key) : fmt::format("is {}", source);
+  };
+  return fmt::format("train_batch_size {} {}, micro_batch {} {}, accumulation {} {}, {}", sizes.global,
+                     from(given.global, given.global_from, "train_batch_size"), sizes.micro_batch,
+                     from(given.micro_batch, given.micro_batch_from, "train_micro_batch_size_per_gpu"),
+                     sizes.accumulation, from(given.accumulation, "", "gradient_accumulation_steps"), dp);
+}
 
-BatchSizes resolve_batch_sizes(const BatchSizes& given, std::int64_t dp, std::int64_t largest_micro_batch) {
+// `dp_source` says where dp comes from.
+BatchSizes resolve(const BatchSizes& given, std::int64_t dp, const std::string& dp_source,
+                   std::int64_t largest_micro_batch) {
   check_positive_or_unset("train_batch_size", given.global);
   check_positive_or_unset("train_micro_batch_size_per_gpu", given.micro_batch);
   check_positive_or_unset("gradient_accumulation_steps", given.accumulation);
@@ -35,8 +48,9 @@ BatchSizes resolve_batch_sizes(const BatchSizes& given, std::int64_t dp, std::in
   if (sizes.global < dp) {
     throw ConfigError(fmt::format(
         "config: dp {} needs at least {} sequences in a batch, one for each data-parallel rank, but "
-        "train_batch_size is {}; use fewer ranks, more tp or cp, or a larger batch",
-        dp, dp, sizes.global));
+        "train_batch_size is {}; use fewer ranks, more tp or cp, or a larger batch ({}, {})",
+        dp, dp, sizes.global, given.global_from.empty() ? "\"train_batch_size\"" : given.global_from,
+        dp_source));
   }
   const std::int64_t share = sizes.global / dp;
   if (sizes.micro_batch == 0 && sizes.accumulation == 0) {
@@ -57,10 +71,17 @@ BatchSizes resolve_batch_sizes(const BatchSizes& given, std::int64_t dp, std::in
     }
     throw ConfigError(fmt::format(
         "config: train_batch_size = micro_batch x accumulation x dp does not hold: {} != {} x {} x "
-        "{} = {}; a batch of {} works",
-        sizes.global, sizes.micro_batch, sizes.accumulation, dp, product, works));
+        "{} = {}; a batch of {} works ({})",
+        sizes.global, sizes.micro_batch, sizes.accumulation, dp, product, works,
+        describe_sources(given, sizes, dp_source)));
   }
   return sizes;
+}
+
+}  // namespace
+
+BatchSizes resolve_batch_sizes(const BatchSizes& given, std::int64_t dp, std::int64_t largest_micro_batch) {
+  return resolve(given, dp, fmt::format("dp {} are the data-parallel ranks", dp), largest_micro_batch);
 }
 
 BatchSizes resolve_batch_sizes(const BatchSizes& given, const MeshShape& mesh,
@@ -68,7 +89,11 @@ BatchSizes resolve_batch_sizes(const BatchSizes& given, const MeshShape& mesh,
   const std::int64_t dp = mesh[MeshAxis::kDp], pp = mesh[MeshAxis::kPp];
   if (pp > 1)
     largest_micro_batch = std::clamp<std::int64_t>(given.global / (dp * 2 * pp), 1, largest_micro_batch);
-  return resolve_batch_sizes(given, dp, largest_micro_batch);
+  const int ranks = mesh.num_ranks();
+  const std::string source =
+      ranks == dp ? fmt::format("dp {} is the number of ranks", dp)
+                  : fmt::format("dp {} is that of mesh {} on {} ranks", dp, mesh.to_string(), ranks);
+  return resolve(given, dp, source, largest_micro_batch);
 }
 
 }  // namespace tessera::dist

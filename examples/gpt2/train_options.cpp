@@ -30,6 +30,7 @@ const std::map<std::string, Progress> kProgress{{"auto", Progress::kAuto},
 
 // What one source says, the command line or the config file; the other may say the rest.
 struct Flags {
+  bool from_file = false;
   std::string config;
   std::optional<std::string> data, out, model, dtype, log, csv, progress, mesh, recompute, schedule,
       partition, numerics;
@@ -167,6 +168,7 @@ void set_if(T& target, const std::optional<U>& value) {
 // The flags' names are keys, too; DeepSpeed's keys are read by dist::Config.
 Flags read_own_keys(ConfigFile& file) {
   Flags flags;
+  flags.from_file = true;
   flags.data = file.text("data");
   flags.out = file.text("out");
   flags.model = file.text("model");
@@ -250,8 +252,16 @@ void apply_flags(const Flags& flags, TrainOptions& options) {
   set_if(options.log, flags.log);
   set_if(options.csv, flags.csv);
   set_if(options.job.seed, flags.seed);
-  set_if(options.config.batch.global, flags.batch);
-  set_if(options.config.batch.micro_batch, flags.micro_batch);
+  // A config file has the flags' names as keys.
+  const bool from_file = flags.from_file;
+  if (flags.batch) {
+    options.config.batch.global = *flags.batch;
+    options.config.batch.global_from = from_file ? "\"batch\"" : "--batch";
+  }
+  if (flags.micro_batch) {
+    options.config.batch.micro_batch = *flags.micro_batch;
+    options.config.batch.micro_batch_from = from_file ? "\"micro_batch\"" : "--micro-batch";
+  }
   set_if(options.config.optimizer.lr, flags.lr);
   set_if(options.config.optimizer.weight_decay, flags.weight_decay);
   set_if(options.config.gradient_clipping, flags.clip);

@@ -41,7 +41,7 @@ std::string with_one_layer(std::string description) {
 
 dist::BatchSizes with_default_batch(const dist::BatchSizes& given) {
   const bool nothing_given = given.global == 0 && given.micro_batch == 0 && given.accumulation == 0;
-  return nothing_given ? dist::BatchSizes{.global = 8} : given;
+  return nothing_given ? dist::BatchSizes{.global = 8, .global_from = "the default of --batch"} : given;
 }
 
 Trainer::Trainer(const TrainOptions& options, dist::Job& job, const data::TokenFile& tokens)

@@ -250,6 +250,20 @@ TEST(BatchSizes, AnyTwoGiveTheThird) {
   EXPECT_EQ(resolve_batch_sizes({24, 0, 0}, 1, 100).micro_batch, 24);
 }
 
+TEST(BatchSizes, ImpossibleOnesSayWhereEachNumberComesFrom) {
+  const auto error = [](const BatchSizes& given, const char* mesh) {
+    return error_of([&] { static_cast<void>(resolve_batch_sizes(given, MeshShape::parse(mesh))); });
+  };
+  expect_parts(error({.global = 10, .micro_batch = 4, .global_from = "--batch"}, "dp=2,tp=2"),
+               {"train_batch_size 10 is --batch, micro_batch 4 is \"train_micro_batch_size_per_gpu\", "
+                "accumulation 1 follows, dp 2 is that of mesh dp=2,tp=2 on 4 ranks"});
+  expect_parts(error({.global = 10, .accumulation = 3}, "dp=2"),
+               {"micro_batch 1 follows, accumulation 3 is \"gradient_accumulation_steps\", dp 2 is the "
+                "number of ranks"});
+  expect_parts(error({.global = 1, .global_from = "--batch"}, "dp=2"),
+               {"(--batch, dp 2 is the number of ranks)"});
+}
+
 TEST(BatchSizes, ImpossibleOnesShowTheEquationAndWhatWorks) {
   const auto error = [](const BatchSizes& given, std::int64_t dp) {
     return error_of([&] { static_cast<void>(resolve_batch_sizes(given, dp)); });

@@ -38,6 +38,8 @@ TEST_F(BadInput, OfTrainingGetsOneMessageAndStatus2) {
   write_file(
       folder_ / "batch.json",
       R"({"train_batch_size": 10, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3})");
+  write_file(folder_ / "accumulation.json", R"({"gradient_accumulation_steps": 3})");
+  write_file(folder_ / "micro.json", R"({"batch": 2, "micro_batch": 1})");
   write_file(folder_ / "seed.json", R"({"seed": -1})");
   write_file(folder_ / "stage.json", R"({"zero_optimization": {"stage": 2}})");
   write_file(folder_ / "tp.json", R"({"mesh": "tp=2"})");
@@ -80,6 +82,11 @@ TEST_F(BadInput, OfTrainingGetsOneMessageAndStatus2) {
             "batch of 8 or 12"},
            {"equation with ranks", "--batch 10 --ranks 3",
             "does not hold: 10 != [0-9] x [0-9] x 3 = 9; a batch of 9 or 12"},
+           {"where each number comes from", "--config accumulation.json --batch 10 --ranks 2 --mesh tp=2",
+            "train_batch_size 10 is --batch, micro_batch 3 follows, accumulation 3 is "
+            "\"gradient_accumulation_steps\", dp 1 is that of mesh .*tp=2 on 2 ranks"},
+           {"of a file and of a default", "--config micro.json --ranks 3",
+            "dp 3 needs at least 3 sequences .* \\(\"batch\", dp 3 is the number of ranks"},
            {"more ranks than samples", "--batch 3 --ranks 4",
             "dp 4 needs at least 4 sequences in a batch.* is 3"},
            {"long sequence", "--seq 17",
