@@ -358,10 +358,13 @@ StepReport Engine::step() {
   pool().set_moment("Sums of gradients over further ranks");
   parts_->zero->finish_gradients();
   StepReport report;
-  report.lr = optim::lr_at(schedule_, steps_done_);
+  // The schedule goes by updates: in a step that overflows it stands still, as DeepSpeed's does.
+  report.lr = optim::lr_at(schedule_, steps_done_ - steps_skipped_);
+  if (config_.dtype == kF16) report.loss_scale = parts_->scaler.scale();
   report.tokens = num_samples_ * seq_;
   report.targets = num_targets_;
   report.skipped = !update(report);
+  steps_skipped_ += report.skipped ? 1 : 0;
   parts_->zero->zero_gradients();
   under_way_ = false;
   report.step = ++steps_done_;
@@ -375,7 +378,8 @@ bool Engine::update(StepReport& report) {
   optim::Optimizer& optimizer = *parts_->optimizer;
   optim::LossScaler& scaler = parts_->scaler;
   optimizer.set_lr(report.lr);
-  if (const auto momentum = optim::momentum_at(schedule_, steps_done_)) optimizer.set_momentum(*momentum);
+  if (const auto momentum = optim::momentum_at(schedule_, steps_done_ - steps_skipped_))
+    optimizer.set_momentum(*momentum);
   // Every logical element once, over all ranks; so every rank takes the same decision.
   const double unscale = 1.0 / scaler.scale();
   report.grad_norm = unscale * std::sqrt(parts_->zero->global_grad_sum_of_squares());
@@ -494,6 +498,7 @@ Tensor named(const NamedTensors& tensors, const std::string& name, const char* w
 }
 
 constexpr const char* kLossScaleKey = "loss_scale";
+constexpr const char* kSkippedStepsKey = "skipped_steps";
 
 std::string to_text(const optim::LossScaler::State& state) {
   return fmt::format("{} {} {}", state.scale, state.steps_without_overflow, state.hysteresis_left);
@@ -506,6 +511,16 @@ optim::LossScaler::State loss_scale_from(const std::string& text) {
     throw DataError(fmt::format("checkpoint: metadata '{}' is '{}', not three numbers", kLossScaleKey, text));
   }
   return state;
+}
+
+std::int64_t skipped_steps_from(const std::string& text, std::int64_t steps_done) {
+  std::int64_t skipped = -1;
+  std::istringstream in(text);
+  if (!(in >> skipped) || !in.eof() || skipped < 0 || skipped > steps_done) {
+    throw DataError(fmt::format("checkpoint: metadata '{}' is '{}', not a number of steps from 0 to {}",
+                                kSkippedStepsKey, text, steps_done));
+  }
+  return skipped;
 }
 
 // Before anything is loaded.
@@ -564,7 +579,10 @@ std::vector<Engine::StateEntry> Engine::optimizer_entries() const {
 CheckpointSources Engine::checkpoint_sources() {
   CheckpointSources sources;
   sources.step = steps_done_;
-  if (config_.dtype == kF16) sources.metadata[kLossScaleKey] = to_text(parts_->scaler.state());
+  if (config_.dtype == kF16) {
+    sources.metadata[kLossScaleKey] = to_text(parts_->scaler.state());
+    sources.metadata[kSkippedStepsKey] = std::to_string(steps_skipped_);
+  }
   const LaidOut& laid_out = parts_->laid_out;
   for (const auto& [name, tensor] : model_.state()) {
     const Placement* place = laid_out.find(name);
@@ -600,6 +618,10 @@ void Engine::load(const CheckpointReader& checkpoint) {
   const auto saved_scale = checkpoint.metadata().find(kLossScaleKey);
   if (config_.dtype == kF16 && saved_scale != checkpoint.metadata().end())
     scaler.load_state(loss_scale_from(saved_scale->second));
+  const auto saved_skips = checkpoint.metadata().find(kSkippedStepsKey);
+  const std::int64_t skipped = saved_skips == checkpoint.metadata().end()
+                                   ? 0
+                                   : skipped_steps_from(saved_skips->second, checkpoint.step());
   check_same_model(model_.state(), parts_->laid_out, checkpoint.model());
   // The optimizer first: it may be of another kind and refuse.
   NamedTensors pieces;
@@ -623,6 +645,7 @@ void Engine::load(const CheckpointReader& checkpoint) {
     }
   }
   parts_->scaler = scaler;
+  steps_skipped_ = skipped;
   steps_done_ = checkpoint.step();
 }
 

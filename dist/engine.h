@@ -67,6 +67,7 @@ struct StepReport {
   std::map<std::string, std::int64_t> sent_bytes;               ///< by group, of this rank
   std::vector<TapeTotal> traffic;                               ///< by group and operation, of this rank
   bool skipped = false;                                         ///< f16: gradients overflowed, no update
+  std::optional<double> loss_scale;                             ///< f16: what the loss was multiplied by
   bool stop = false;                                            ///< a rank was asked to stop
   [[nodiscard]] double tokens_per_second() const { return static_cast<double>(tokens) / seconds; }
 };
@@ -151,6 +152,9 @@ class Engine {
 
   // --- State
   [[nodiscard]] std::int64_t steps_done() const noexcept { return steps_done_; }
+  /// Of those, the ones that updated nothing, because f16 gradients overflowed. The learning rate's schedule
+  /// stands still in them, as DeepSpeed's.
+  [[nodiscard]] std::int64_t steps_skipped() const noexcept { return steps_skipped_; }
   /// What this rank sent in the steps that ended; a step that was given up is not counted.
   [[nodiscard]] const CommSummary& comm_summary() const noexcept { return comm_summary_; }
   /// Of this rank, since the last step began.
@@ -169,12 +173,13 @@ class Engine {
   [[nodiscard]] const Mesh& mesh() const noexcept { return mesh_; }
 
   /// The whole model and optimizer state, tensor by tensor, as save_checkpoint takes them; `get` is a
-  /// collective of all ranks. In f16 metadata has the loss scaler's state as "loss_scale"; a program adds
-  /// keys of its own. The sources hold on to this engine.
+  /// collective of all ranks. In f16 metadata has the loss scaler's state as "loss_scale", and the steps
+  /// that were skipped as "skipped_steps"; a program adds its own keys. The sources hold on to this engine.
   [[nodiscard]] CheckpointSources checkpoint_sources();
   /// Takes this rank's parts of a checkpoint that any layout wrote. Every rank reads. In f16, a checkpoint
   /// without "loss_scale" (of a run in another dtype) leaves the scaler as it is.
-  /// Errors   DataError for one of another model or optimizer, or with a "loss_scale" that is none: nothing
+  /// Errors   DataError for one of another model or optimizer, or with a "loss_scale" or "skipped_steps" that
+  ///          is none: nothing
   ///          is changed then. DataError for a damaged tensor: those before it may have been loaded.
   void load(const CheckpointReader& checkpoint);
 
@@ -227,7 +232,7 @@ class Engine {
   std::vector<bool> has_sample_;       // by pass
   std::vector<double> sample_losses_;  // Invariant numerics: of the samples that this rank has had, else 0
 
-  std::int64_t steps_done_ = 0;
+  std::int64_t steps_done_ = 0, steps_skipped_ = 0;
   bool stop_requested_ = false;
   CommSummary comm_summary_;
 };

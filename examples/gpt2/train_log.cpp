@@ -41,6 +41,7 @@ std::string json_line(const StepReport& report) {
     peak[category_name(c)] = report.peak_bytes[static_cast<std::size_t>(c)];
   peak["total"] = report.peak_total_bytes;
   line["sent_bytes"] = nlohmann::ordered_json(report.sent_bytes);
+  if (report.loss_scale) line["loss_scale"] = *report.loss_scale;
   if (report.skipped) line["skipped"] = true;
   return line.dump();
 }
@@ -48,6 +49,7 @@ std::string json_line(const StepReport& report) {
 std::string csv_header() {
   std::string header = "step,loss,grad_norm,lr,tokens_per_second,sent_bytes,peak_total_bytes";
   for (int c = 0; c < kNumMemoryCategories; ++c) header += fmt::format(",peak_{}_bytes", category_name(c));
+  header += ",loss_scale";
   return header;
 }
 
@@ -57,6 +59,7 @@ std::string csv_line(const StepReport& report) {
   std::string line = fmt::format("{},{},{},{},{:.1f},{},{}", report.step, report.loss, report.grad_norm,
                                  report.lr, report.tokens_per_second(), sent, report.peak_total_bytes);
   for (const std::int64_t bytes : report.peak_bytes) line += fmt::format(",{}", bytes);
+  line += fmt::format(",{}", report.loss_scale.value_or(1.0));
   return line;
 }
 
@@ -153,11 +156,12 @@ void ProgressDisplay::step(const StepReport& report) {
   last_drawn_ = now;
   const std::string step =
       fmt::format("{:>{}}/{}", report.step, std::to_string(total_steps_).size(), total_steps_);
-  const std::vector<std::string> figures{
+  std::vector<std::string> figures{
       fmt::format("loss {:.4f}", report.loss), fmt::format("lr {:.1e}", report.lr),
       tessera::with_commas(std::llround(static_cast<double>(report.tokens) / seconds_)) + " tokens/s",
       format_seconds(seconds_ * static_cast<double>(total_steps_ - report.step)) + " left",
       tessera::with_byte_unit(report.peak_total_bytes)};
+  if (report.loss_scale) figures.insert(figures.begin() + 2, fmt::format("scale {:g}", *report.loss_scale));
   if (kind_ == Progress::kLines) {
     fmt::print("step {}  {}\n", step, fmt::join(figures, "  "));
     std::fflush(stdout);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 
 #include "dist/engine.h"
 #include "dist/job.h"
@@ -12,6 +13,7 @@
 #include "nn/model_factory.h"
 #include "optim/loss_scale.h"
 #include "optim/optimizer.h"
+#include "optim/schedule.h"
 #include "tensor/context.h"
 #include "tests/data/temporary_folder.h"
 #include "tests/expect_error.h"
@@ -26,21 +28,27 @@ struct Training {
   std::unique_ptr<nn::LanguageModel> model;
   Engine engine;
 
-  Training(Job& job, const char* spec, const Config& config)
+  Training(Job& job, const char* spec, const Config& config,
+           const std::optional<optim::Schedule>& schedule = std::nullopt)
       : mesh(MeshShape::parse("dp=2"), job.shared_world()),
         model([spec] {
           const DeviceScope on_meta(meta);
           return nn::make_language_model(spec, 32);
         }()),
-        engine(*model, config, mesh) {}
+        engine(*model, config, mesh, [&schedule] {
+          EngineOptions options;
+          options.schedule = schedule;
+          return options;
+        }()) {}
 
+  StepReport step() {
+    return engine.train_step([](auto, auto, auto, auto inputs, auto targets) {
+      std::ranges::fill(inputs, 1);
+      std::ranges::fill(targets, 2);
+    });
+  }
   void train(int steps) {
-    for (int i = 0; i < steps; ++i) {
-      static_cast<void>(engine.train_step([](auto, auto, auto, auto inputs, auto targets) {
-        std::ranges::fill(inputs, 1);
-        std::ranges::fill(targets, 2);
-      }));
-    }
+    for (int i = 0; i < steps; ++i) static_cast<void>(step());
   }
   [[nodiscard]] std::vector<double> elements() {
     std::vector<double> all;
@@ -79,6 +87,53 @@ TEST(EngineState, HasTheLossScalersInF16) {
     Training in_f32(job, kModel, config_in(kF32));
     EXPECT_FALSE(in_f32.engine.checkpoint_sources().metadata.contains("loss_scale"));
   });
+}
+
+// As DeepSpeed's engine, which calls its scheduler only after an update. What was skipped outlasts a save.
+TEST(EngineState, ScheduleStandsStillInStepsThatOverflow) {
+  const data::TemporaryFolder folder;
+  run_thread_ranks(2, [&](Job& job) {
+    const optim::Schedule warmup = optim::CosineWithWarmup{.max_lr = 1.0, .warmup_steps = 99};  // lr k/100
+    Training first(job, kModel, config_in(kF16), warmup);
+    std::int64_t updates = 0;
+    const auto follow = [&](Training& run, int steps) {
+      for (int i = 0; i < steps; ++i) {
+        const double scale = run.engine.loss_scaler().scale();
+        const StepReport report = run.step();
+        EXPECT_DOUBLE_EQ(report.lr, 0.01 * static_cast<double>(updates + 1)) << "step " << report.step;
+        EXPECT_EQ(report.loss_scale, scale);
+        updates += report.skipped ? 0 : 1;
+        EXPECT_EQ(run.engine.steps_skipped(), report.step - updates);
+      }
+    };
+    follow(first, 12);
+    ASSERT_GT(first.engine.steps_skipped(), 0);
+    save_checkpoint(folder.path(), first.engine.checkpoint_sources(), job.world());
+    Training second(job, kModel, config_in(kF16), warmup);
+    second.engine.load(CheckpointReader(folder.path()));
+    EXPECT_EQ(second.engine.steps_skipped(), first.engine.steps_skipped());
+    follow(second, 4);
+    ASSERT_GT(updates, 0) << "else nothing was shown";
+    Training in_f32(job, kModel, config_in(kF32), warmup);
+    EXPECT_FALSE(in_f32.step().loss_scale.has_value());
+  });
+}
+
+TEST(EngineState, RefusesACountOfSkippedStepsThatNoRunHas) {
+  for (const char* count : {"-1", "3", "two", ""}) {
+    const data::TemporaryFolder folder;
+    run_thread_ranks(2, [&](Job& job) {
+      Training run(job, kModel, config_in(kF16));
+      run.train(2);
+      CheckpointSources sources = run.engine.checkpoint_sources();
+      sources.metadata["skipped_steps"] = count;
+      save_checkpoint(folder.path(), sources, job.world());
+      const std::int64_t skipped = run.engine.steps_skipped();
+      expect_error<DataError>([&] { run.engine.load(CheckpointReader(folder.path())); },
+                              {"'skipped_steps'", "from 0 to 2"});
+      EXPECT_EQ(run.engine.steps_skipped(), skipped);
+    });
+  }
 }
 
 TEST(EngineState, IsUnchangedByACheckpointThatDoesNotFit) {

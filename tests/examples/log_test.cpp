@@ -183,6 +183,19 @@ TEST_F(TrainLog, GoesToATerminalAsOneLineThatFitsIt) {
   }
 }
 
+TEST_F(TrainLog, HasTheLossScaleOfF16Everywhere) {
+  write_file(folder_ / "f16.json",
+             R"({"fp16": {"enabled": true, "loss_scale": 1024}, "steps_per_print": 1})");
+  const Outcome outcome =
+      run(train("--config f16.json --out run --steps 2 --batch 2 --log run.jsonl --csv run.csv"));
+  ASSERT_EQ(outcome.status, 0) << outcome.all();
+  EXPECT_EQ(read_log("run.jsonl").at(1)["loss_scale"], 1024.0);
+  EXPECT_TRUE(lines(read_file(folder_ / "run.csv")).at(0).ends_with(",loss_scale"));
+  EXPECT_TRUE(lines(read_file(folder_ / "run.csv")).at(2).ends_with(",1024"));
+  EXPECT_TRUE(std::regex_search(outcome.out, std::regex("step 2/2  loss .*  lr .*  scale 1024  ")))
+      << outcome.out;
+}
+
 TEST_F(TrainLog, ShowsAsMuchAsIsAskedFor) {
   const Outcome none = run(train("--out a --steps 3 --batch 2 --progress none"));
   EXPECT_EQ(none.status, 0);
