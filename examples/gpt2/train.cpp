@@ -199,8 +199,9 @@ void train(const TrainOptions& options, dist::Job& job) {
     log.emplace(options.log, StepLog::Format::kJsonLines, first_step);
     csv.emplace(options.csv, StepLog::Format::kCsv, first_step);
   });
-  ProgressDisplay progress(job.is_root() ? options.progress : Progress::kNone, first_step, options.steps,
-                           options.config.steps_per_print);
+  std::optional<ProgressDisplay> progress;  // root's
+  if (job.is_root())
+    progress.emplace(options.progress, first_step, options.steps, options.config.steps_per_print);
 
   const auto validate = [&] {
     const WindowLosses losses = [&](auto inputs, auto targets, std::int64_t rows) {
@@ -211,7 +212,7 @@ void train(const TrainOptions& options, dist::Job& job) {
                  {.seq = trainer.seq(), .max_tokens = options.eval_tokens, .stop = [&] {
                     return job.agree_to_stop();
                   }});
-    if (!result.stopped) progress.note(describe(result, trainer.steps_done()));
+    if (progress && !result.stopped) progress->note(describe(result, trainer.steps_done()));
   };
   std::int64_t saved_step = first_step == 0 ? -1 : first_step;
   const auto save = [&] {
@@ -226,12 +227,12 @@ void train(const TrainOptions& options, dist::Job& job) {
     const StepReport report = trainer.step();
     stopped = report.stop;
     num_skipped += report.skipped ? 1 : 0;
-    if (report.skipped) {
-      progress.note(fmt::format("step {}: gradients overflowed, nothing was updated; loss scale now {}",
-                                report.step, trainer.engine().loss_scaler().scale()));
+    if (progress && report.skipped) {
+      progress->note(fmt::format("step {}: gradients overflowed, nothing was updated; loss scale now {}",
+                                 report.step, trainer.engine().loss_scaler().scale()));
     }
     if (job.is_root() && !log_failure) {
-      progress.step(report);
+      progress->step(report);
       try {
         log->write(report);
         csv->write(report);
@@ -245,7 +246,7 @@ void train(const TrainOptions& options, dist::Job& job) {
     if (!stopped && !last && options.eval_every > 0 && report.step % options.eval_every == 0) validate();
     if (!stopped && !last && options.save_every > 0 && report.step % options.save_every == 0) save();
   }
-  progress.end();
+  if (progress) progress->end();
   if (saved_step != trainer.steps_done()) save();
   job.on_root([&] {
     if (log_failure) std::rethrow_exception(log_failure);

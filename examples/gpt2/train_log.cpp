@@ -203,7 +203,6 @@ void ProgressDisplay::clear_bar() {
 }
 
 void ProgressDisplay::note(const std::string& line) {
-  if (kind_ == Progress::kNone) return;
   clear_bar();
   fmt::print("{}\n", line);
   std::fflush(stdout);

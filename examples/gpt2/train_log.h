@@ -52,7 +52,7 @@ class ProgressDisplay {
   ProgressDisplay(const ProgressDisplay&) = delete;
   ProgressDisplay& operator=(const ProgressDisplay&) = delete;
   void step(const StepReport& report);
-  /// A line that stays, above the bar.
+  /// A line that stays, above the bar. It is shown with Progress::kNone, too: a result is no progress.
   void note(const std::string& line);
   void end();
 

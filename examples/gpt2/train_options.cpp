@@ -155,7 +155,7 @@ void add_options(CLI::App& app, Flags& flags) {
       ->group(kGroupReports);
   app.add_option("--csv", flags.csv, "The same as a table")->type_name("FILE")->group(kGroupReports);
   app.add_option("--progress", flags.progress,
-                 "auto (a bar on a terminal, lines elsewhere), bar, lines or none [auto]")
+                 "auto (a bar on a terminal, lines elsewhere), bar, lines or none (results alone) [auto]")
       ->type_name("TEXT")
       ->group(kGroupReports);
 }

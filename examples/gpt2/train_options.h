@@ -17,7 +17,7 @@ enum class Progress : std::uint8_t {
   kAuto,   ///< a bar on a terminal, lines elsewhere
   kBar,    ///< one line that is written over
   kLines,  ///< a line every steps_per_print steps
-  kNone,
+  kNone,   ///< of results, validation losses say, there are lines all the same
 };
 
 /// All settings of gpt2_train: what the command line and the config file say, and the defaults.

@@ -200,6 +200,7 @@ TEST_F(TrainLog, ShowsAsMuchAsIsAskedFor) {
   const Outcome none = run(train("--out a --steps 3 --batch 2 --progress none"));
   EXPECT_EQ(none.status, 0);
   EXPECT_EQ(none.out.find("tokens/s"), std::string::npos) << none.out;
+  EXPECT_NE(none.out.find("step 3: validation loss"), std::string::npos) << none.out;
   const Outcome bar = run(train("--out b --steps 3 --batch 2 --progress bar"));
   EXPECT_NE(bar.out.find("\r"), std::string::npos) << bar.out;
 }
