@@ -66,6 +66,8 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
   if (a.dims() == 1) return matmul(a.unsqueeze(0), b).squeeze(b.dims() == 1 ? 0 : -2);
   if (b.dims() == 1) return matmul(a, b.unsqueeze(1)).squeeze(-1);
   if (a.dim(-1) != b.dim(-2)) {
+    // Where one factor is cut over ranks and the other is whole, what is missing is a collective.
+    static_cast<void>(layout_rules::contraction("matmul", {"a", a}, {"b", b}, /*b_transposed=*/false));
     const bool transposed_fits = a.dim(-1) == b.dim(-1);
     throw ShapeError(
         fmt::format("matmul: inner sizes differ: a {} and b {} (a.dim(-1) = {}, b.dim(-2) = {}){}",
@@ -96,7 +98,11 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
 
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   check_matrix_dtypes("linear", x, weight);
-  if (weight.dims() != 2 || x.dims() == 0 || x.dim(-1) != weight.dim(1)) {
+  const bool have_inner_dims = weight.dims() == 2 && x.dims() > 0;
+  if (!have_inner_dims || x.dim(-1) != weight.dim(1)) {
+    if (have_inner_dims)  // as for matmul
+      static_cast<void>(
+          layout_rules::contraction("linear", {"x", x}, {"weight", weight}, /*b_transposed=*/true));
     throw ShapeError(
         fmt::format("linear: x [..., I] and weight [O, I] must agree in I, but they are {} and {}",
                     to_string(x.shape()), to_string(weight.shape())));

@@ -8,7 +8,7 @@
 //     up.weight                                [250, 64]        [125, 64]        tp S(0)
 //     sent by a rank: 16384 bytes; largest difference from one rank: 4.2e-07
 //     $ tensor_parallel --ranks 2 --forget enter       refused: whose gradient would be a part of it?
-//     $ tensor_parallel --ranks 2 --forget down        refused: a product of cut and whole
+//     $ tensor_parallel --ranks 2 --forget down        refused: cut in x alone; an all_gather is missing
 //     $ mpiexec -n 3 tensor_parallel
 #include "dist/tensor_parallel.h"
 

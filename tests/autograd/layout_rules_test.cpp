@@ -123,96 +123,115 @@ INSTANTIATE_TEST_SUITE_P(
 
 INSTANTIATE_TEST_SUITE_P(
     Matrices, LayoutRules,
-    ::testing::Values(Case{"column-parallel",
-                           [] {
-                             return linear(on_tp(kX, R), on_tp({6, 8}, S(0)), on_tp({6}, S(0)));
-                           },
-                           S(2)},
-                      Case{"column-parallel of I",
-                           [] {
-                             return linear(on_tp(kX, I), on_tp({6, 8}, S(0)));
-                           },
-                           std::nullopt, "copy_to_ranks"},
-                      Case{"column-parallel of a constant",
-                           [] {
-                             return linear(on_tp(kX, I, false), on_tp({6, 8}, S(0)));
-                           },
-                           S(2)},
-                      Case{"row-parallel",
-                           [] {
-                             return linear(on_tp(kX, S(2)), on_tp({6, 8}, S(1)));
-                           },
-                           P},
-                      Case{"row-parallel in two orders",
-                           [] {
-                             return linear(on_tp(kX, packed(2)), on_tp({6, 8}, S(1)));
-                           },
-                           std::nullopt, "different indices"},
-                      Case{"batches cut in one factor",
-                           [] {
-                             return matmul(on_tp({2, 4, 8}, S(0)), on_tp({2, 8, 4}, R));
-                           },
-                           std::nullopt, "own_piece"},
-                      Case{"batches cut in both",
-                           [] {
-                             return matmul(on_tp({2, 4, 8}, S(0)), on_tp({2, 8, 4}, S(0)));
-                           },
-                           S(0)},
-                      Case{"row-parallel with bias",
-                           [] {
-                             return linear(on_tp(kX, S(2)), on_tp({6, 8}, S(1)), on_tp({6}, I));
-                           },
-                           std::nullopt, "bias would be added once on every rank"},
-                      Case{"row-parallel of whole rows",
-                           [] {
-                             return linear(on_tp(kX, R), on_tp({6, 8}, S(1)));
-                           },
-                           std::nullopt, "cut in weight alone"},
-                      Case{"whole weight, tokens cut",
-                           [] {
-                             return linear(on_tp(kX, S(1)), on_tp({6, 8}, R), on_tp({6}, R));
-                           },
-                           S(1)},
-                      Case{"invariant weight, tokens cut",
-                           [] {
-                             return linear(on_tp(kX, S(1)), on_tp({6, 8}, I));
-                           },
-                           std::nullopt, "laid out as R"},
-                      Case{"invariant bias, tokens cut",
-                           [] {
-                             return linear(on_tp(kX, S(1)), on_tp({6, 8}, R), on_tp({6}, I));
-                           },
-                           std::nullopt, "copy_to_ranks"},
-                      Case{"weight of a partial sum",
-                           [] {
-                             return linear(on_tp(kX, P), on_tp({6, 8}, R));
-                           },
-                           P},
-                      Case{"both cut outside",
-                           [] {
-                             return linear(on_tp(kX, S(1)), on_tp({6, 8}, S(0)));
-                           },
-                           std::nullopt, "its own rows and its own columns"},
-                      Case{"matmul, contracted",
-                           [] {
-                             return matmul(on_tp({4, 8}, S(1)), on_tp({8, 3}, S(0)));
-                           },
-                           P},
-                      Case{"matmul, rows",
-                           [] {
-                             return matmul(on_tp(kX, S(1)), on_tp({8, 3}, R));
-                           },
-                           S(1)},
-                      Case{"matmul, columns",
-                           [] {
-                             return matmul(on_tp(kX, R), on_tp({8, 3}, S(1)));
-                           },
-                           S(2)},
-                      Case{"matmul, batches",
-                           [] {
-                             return matmul(on_tp(kX, S(0)), on_tp({2, 8, 3}, S(0)));
-                           },
-                           S(0)}));
+    ::testing::Values(
+        Case{"column-parallel",
+             [] {
+               return linear(on_tp(kX, R), on_tp({6, 8}, S(0)), on_tp({6}, S(0)));
+             },
+             S(2)},
+        Case{"column-parallel of I",
+             [] {
+               return linear(on_tp(kX, I), on_tp({6, 8}, S(0)));
+             },
+             std::nullopt, "copy_to_ranks"},
+        Case{"column-parallel of a constant",
+             [] {
+               return linear(on_tp(kX, I, false), on_tp({6, 8}, S(0)));
+             },
+             S(2)},
+        Case{"row-parallel",
+             [] {
+               return linear(on_tp(kX, S(2)), on_tp({6, 8}, S(1)));
+             },
+             P},
+        Case{"row-parallel in two orders",
+             [] {
+               return linear(on_tp(kX, packed(2)), on_tp({6, 8}, S(1)));
+             },
+             std::nullopt, "different indices"},
+        Case{"batches cut in one factor",
+             [] {
+               return matmul(on_tp({2, 4, 8}, S(0)), on_tp({2, 8, 4}, R));
+             },
+             std::nullopt, "own_piece"},
+        Case{"batches cut in both",
+             [] {
+               return matmul(on_tp({2, 4, 8}, S(0)), on_tp({2, 8, 4}, S(0)));
+             },
+             S(0)},
+        Case{"row-parallel with bias",
+             [] {
+               return linear(on_tp(kX, S(2)), on_tp({6, 8}, S(1)), on_tp({6}, I));
+             },
+             std::nullopt, "bias would be added once on every rank"},
+        Case{"row-parallel of whole rows",
+             [] {
+               return linear(on_tp(kX, R), on_tp({6, 8}, S(1)));
+             },
+             std::nullopt, "cut in weight alone"},
+        // Whose sizes differ, too: the collective is what is missing.
+        Case{"a part of the rows and a whole weight",
+             [] {
+               return linear(on_tp(kX, S(2)), on_tp({6, 16}, I));
+             },
+             std::nullopt,
+             "linear: on tp, the dimension over which the product sums is cut in x alone: dist::all_gather"},
+        Case{"whole rows and a part of the weight",
+             [] {
+               return linear(on_tp(kX, I), on_tp({6, 4}, S(1)));
+             },
+             std::nullopt, "cut in weight alone: dist::all_gather"},
+        Case{"a part of one factor and the other whole",
+             [] {
+               return matmul(on_tp({4, 8}, S(1)), on_tp({16, 4}, R));
+             },
+             std::nullopt,
+             "matmul: on tp, the dimension over which the product sums is cut in a alone: dist::all_gather"},
+        Case{"whole weight, tokens cut",
+             [] {
+               return linear(on_tp(kX, S(1)), on_tp({6, 8}, R), on_tp({6}, R));
+             },
+             S(1)},
+        Case{"invariant weight, tokens cut",
+             [] {
+               return linear(on_tp(kX, S(1)), on_tp({6, 8}, I));
+             },
+             std::nullopt, "laid out as R"},
+        Case{"invariant bias, tokens cut",
+             [] {
+               return linear(on_tp(kX, S(1)), on_tp({6, 8}, R), on_tp({6}, I));
+             },
+             std::nullopt, "copy_to_ranks"},
+        Case{"weight of a partial sum",
+             [] {
+               return linear(on_tp(kX, P), on_tp({6, 8}, R));
+             },
+             P},
+        Case{"both cut outside",
+             [] {
+               return linear(on_tp(kX, S(1)), on_tp({6, 8}, S(0)));
+             },
+             std::nullopt, "its own rows and its own columns"},
+        Case{"matmul, contracted",
+             [] {
+               return matmul(on_tp({4, 8}, S(1)), on_tp({8, 3}, S(0)));
+             },
+             P},
+        Case{"matmul, rows",
+             [] {
+               return matmul(on_tp(kX, S(1)), on_tp({8, 3}, R));
+             },
+             S(1)},
+        Case{"matmul, columns",
+             [] {
+               return matmul(on_tp(kX, R), on_tp({8, 3}, S(1)));
+             },
+             S(2)},
+        Case{"matmul, batches",
+             [] {
+               return matmul(on_tp(kX, S(0)), on_tp({2, 8, 3}, S(0)));
+             },
+             S(0)}));
 
 INSTANTIATE_TEST_SUITE_P(
     Dimensions, LayoutRules,
