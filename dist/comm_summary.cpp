@@ -49,7 +49,7 @@ std::vector<TapeTotal> CommSummary::end_step() {
       totals_.insert(std::ranges::upper_bound(totals_, key(row), {}, key), row);
     }
   }
-  ++steps_;
+  if (++steps_ == 1) first_ = step;
   return step;
 }
 
@@ -62,26 +62,36 @@ std::int64_t CommSummary::sent_bytes() const noexcept {
 std::string CommSummary::table() const {
   constexpr const char* kLine = "\n{:<12} {:<15} {:>11} {:>16} {:>12}";
   const bool one_host = world_->num_hosts() == 1;
+  const bool is_first_apart = steps_ > 1;
+  const std::int64_t steps = std::max<std::int64_t>(is_first_apart ? steps_ - 1 : steps_, 1);
   std::string text =
-      fmt::format("sent by rank {} of {}{}, a step (mean of {}):", world_->rank(), world_->size(),
-                  one_host ? "" : fmt::format(" on {} hosts", world_->num_hosts()), with_commas(steps_));
+      fmt::format("sent by rank {} of {}{}, a step (mean of {}{}):", world_->rank(), world_->size(),
+                  one_host ? "" : fmt::format(" on {} hosts", world_->num_hosts()), with_commas(steps),
+                  is_first_apart ? ", the first apart" : "");
   text += fmt::format(fmt::runtime(kLine), "group", "operation", "calls", "bytes", "waited ms");
-  const std::int64_t steps = std::max<std::int64_t>(steps_, 1);
-  const auto line = [&](const std::string& group, const char* operation, const TapeTotal& row) {
-    text += fmt::format(fmt::runtime(kLine), group, operation, mean(row.calls, steps),
-                        mean(row.sent_bytes, steps),
-                        fmt::format("{:.3f}", 1e3 * row.wait_seconds / static_cast<double>(steps)));
+  const auto line = [&](const std::string& group, const char* operation, const TapeTotal& row,
+                        std::int64_t of_steps) {
+    text += fmt::format(fmt::runtime(kLine), group, operation, mean(row.calls, of_steps),
+                        mean(row.sent_bytes, of_steps),
+                        fmt::format("{:.3f}", 1e3 * row.wait_seconds / static_cast<double>(of_steps)));
   };
-  TapeTotal all, over_hosts;
-  for (const TapeTotal& row : totals_) {
-    line(row.group, name(row.op), row);
-    if (row.num_hosts > 1) text += fmt::format("  over {} hosts", row.num_hosts);
+  TapeTotal all, over_hosts, first;
+  for (TapeTotal row : totals_) {
+    if (const TapeTotal* begun = find_same(first_, row); is_first_apart && begun != nullptr) {
+      add(first, *begun, 1);
+      add(row, *begun, -1);
+    }
     add(all, row, 1);
     if (row.num_hosts > 1) add(over_hosts, row, 1);
+    if (row.calls == 0) continue;
+    line(row.group, name(row.op), row, steps);
+    if (row.num_hosts > 1) text += fmt::format("  over {} hosts", row.num_hosts);
   }
-  if (!one_host) line("over hosts", "", over_hosts);
-  line("all", "", all);
-  return text + fmt::format("  ({})", with_byte_unit(all.sent_bytes / steps));
+  if (!one_host) line("over hosts", "", over_hosts, steps);
+  line("all", "", all, steps);
+  text += fmt::format("  ({})", with_byte_unit(all.sent_bytes / steps));
+  if (is_first_apart) line("first step", "", first, 1);
+  return text;
 }
 
 }  // namespace tessera::dist

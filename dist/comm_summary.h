@@ -40,19 +40,23 @@ class CommSummary {
   [[nodiscard]] std::int64_t sent_bytes() const noexcept;
 
   /// Calls, bytes and time waited by group and operation: the mean of a step, with one decimal where steps
-  /// differ. On several hosts, rows of groups that reach over hosts say so and have a sum of their own: what
-  /// goes from host to host is a part of it, since such a group may have ranks on one host too.
+  /// differ. The first step stands apart, unless it is the only one: ranks begin it at different times, and
+  /// what is agreed on once is sent in it. On several hosts, rows of groups that reach over hosts say so and
+  /// have a sum of their own: what goes from host to host is a part of it, since such a group may have ranks
+  /// on one host too.
   ///
-  /// Example   sent by rank 0 of 2, a step (mean of 20):
+  /// Example   sent by rank 0 of 2, a step (mean of 19, the first apart):
   ///           group        operation             calls            bytes    waited ms
   ///           dp           reduce_scatter            4           22,976        0.214
   ///           ...
+  ///           first step                            14           46,120       35.102
   [[nodiscard]] std::string table() const;
 
  private:
   const Communicator* world_;
   std::vector<TapeTotal> before_;  // of the step under way
   std::vector<TapeTotal> totals_;
+  std::vector<TapeTotal> first_;  // of the first step
   std::int64_t steps_ = 0;
 };
 

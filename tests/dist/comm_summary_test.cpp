@@ -56,11 +56,17 @@ TEST(CommSummary, ForgetsAStepThatDidNotEnd) {
 }
 
 // Everything but the times: 1,000 all-reduces of 750 f32 and one of 751 in two steps, so 500.5 calls and
-// (1000 * 750 + 751) * 4 / 2 bytes a step.
+// (1000 * 750 + 751) * 4 / 2 bytes a step. The step before them has a broadcast that comes once, and one
+// all-reduce.
 TEST(CommSummary, PrintsTheMeanOfAStep) {
   run_thread_ranks(2, [](Job& job) {
     std::vector<float> x(750), longer(751);
     CommSummary summary(job.world());
+    summary.begin_step();
+    job.world().broadcast(buffer_of(x), 0);
+    job.world().all_reduce(buffer_of(x));
+    summary.end_step();
+    const std::string alone = summary.table();
     for (int step = 0; step < 2; ++step) {
       summary.begin_step();
       for (int i = 0; i < 500; ++i) job.world().all_reduce(buffer_of(x));
@@ -70,13 +76,19 @@ TEST(CommSummary, PrintsTheMeanOfAStep) {
     const std::string table = summary.table();
     if (job.rank() != 0) return;
     EXPECT_TRUE(
-        table.starts_with("sent by rank 0 of 2, a step (mean of 2):\n"
+        table.starts_with("sent by rank 0 of 2, a step (mean of 2, the first apart):\n"
                           "group        operation             calls            bytes    waited ms\n"
                           "world        all_reduce            500.5        1,501,502 "))
         << table;
     EXPECT_NE(table.find("\nall                                500.5        1,501,502 "), std::string::npos)
         << table;
-    EXPECT_TRUE(table.ends_with("  (1.50 MB)")) << table;
+    EXPECT_NE(table.find("  (1.50 MB)\nfirst step                             2            6,000 "),
+              std::string::npos)
+        << table;
+    EXPECT_EQ(table.find("broadcast"), std::string::npos) << table;
+    EXPECT_TRUE(alone.starts_with("sent by rank 0 of 2, a step (mean of 1):\n")) << alone;
+    EXPECT_NE(alone.find("broadcast"), std::string::npos) << alone;
+    EXPECT_EQ(alone.find("first step"), std::string::npos) << alone;
   });
 }
 

@@ -107,7 +107,7 @@ std::vector<std::string> comm_summary(const std::string& out) {
       rows.push_back(
           fmt::format("{}", fmt::join(all.begin(), all.begin() + static_cast<long>(figures), " ")));
     }
-    in_table = in_table || line.starts_with("sent by rank 0 of 2, a step (mean of 4):");
+    in_table = in_table || line.starts_with("sent by rank 0 of 2, a step (mean of 3, the first apart):");
   }
   return {};
 }
