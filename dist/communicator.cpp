@@ -70,17 +70,25 @@ Work& Work::operator=(Work&& other) noexcept {
 
 Work::~Work() { settle(); }
 
-void Work::wait() {
-  if (operation_ == nullptr) return;
+void Work::wait() { static_cast<void>(wait_until(detail::Operation::Time::max())); }
+
+bool Work::wait_for(std::chrono::milliseconds limit) {
+  return wait_until(std::chrono::steady_clock::now() + limit);
+}
+
+bool Work::wait_until(detail::Operation::Time until) {
+  if (operation_ == nullptr) return true;
   const double start = steady_seconds();
+  bool done = false;
   try {
-    operation_->wait();
+    done = operation_->wait_until(until);
   } catch (...) {
     finish();
     throw;
   }
   tape_->waited(ticket_, steady_seconds() - start);
-  finish();
+  if (done) finish();
+  return done;
 }
 
 bool Work::test() {

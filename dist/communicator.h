@@ -94,8 +94,10 @@ class Operation {
   virtual ~Operation() = default;
   /// Does what can be done now without waiting; true once the call has completed. Throws CommError.
   virtual bool test() = 0;
-  /// Returns when the call has completed. Throws CommError on mismatch, lost peer, timeout.
-  virtual void wait() = 0;
+  using Time = std::chrono::steady_clock::time_point;
+  /// Returns true when the call has completed, or false at `until`. Throws CommError on mismatch, lost peer,
+  /// timeout.
+  virtual bool wait_until(Time until) = 0;
   /// The caller goes away with an exception while the call is under way: no access to its buffers after this
   /// returns.
   virtual void abandon() noexcept = 0;
@@ -118,6 +120,8 @@ class [[nodiscard]] Work {
 
   /// Blocks (without spinning) until the call has completed. A second wait returns at once.
   void wait();
+  /// The same for `limit` at most; true once the call has completed.
+  [[nodiscard]] bool wait_for(std::chrono::milliseconds limit);
   /// Makes progress without blocking; true once the call has completed.
   [[nodiscard]] bool test();
   /// Keeps `owner` alive until the call has completed: a tensor's storage, say.
@@ -126,6 +130,7 @@ class [[nodiscard]] Work {
  private:
   friend class Communicator;
   Work(std::unique_ptr<detail::Operation> operation, std::shared_ptr<Tape> tape, std::uint64_t ticket);
+  bool wait_until(detail::Operation::Time until);
   void finish() noexcept;
   void settle() noexcept;
 

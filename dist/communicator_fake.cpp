@@ -16,7 +16,7 @@ namespace {
 class Done final : public detail::Operation {
  public:
   bool test() override { return true; }
-  void wait() override {}
+  bool wait_until(Time /*until*/) override { return true; }
   void abandon() noexcept override {}
 };
 

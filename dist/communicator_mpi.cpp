@@ -135,12 +135,13 @@ class MpiOperation : public Operation {
     return is_complete();
   }
 
-  void wait() override {
+  bool wait_until(Time until) override {
     PollingWait wait;
     std::uint64_t events = group_->num_events;
     for (;;) {
       group_->progress_all();
-      if (is_complete()) return;
+      if (is_complete()) return true;
+      if (until != Time::max() && PollingWait::Clock::now() >= until) return false;
       if (events != group_->num_events) {
         events = group_->num_events;
         wait.progress_was_made();

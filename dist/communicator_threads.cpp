@@ -21,7 +21,7 @@ class BoardOperation final : public detail::Operation {
       : board_(std::move(board)), rank_(rank), posted_(std::move(posted)) {}
 
   bool test() override { return board_->test(rank_, posted_); }
-  void wait() override { board_->wait(rank_, posted_); }
+  bool wait_until(Time until) override { return board_->wait_until(rank_, posted_, until); }
   void abandon() noexcept override { board_->abandon(rank_, posted_); }
 
  private:

@@ -109,7 +109,7 @@ void Tape::waited(std::uint64_t ticket, double seconds) noexcept {
   const std::lock_guard lock(mutex_);
   TapeEntry* const entry = find_locked(ticket);
   if (entry == nullptr) return;
-  entry->wait_seconds = seconds;
+  entry->wait_seconds += seconds;  // of several waits, where some had a limit
   entry->wait_end_seconds = this->seconds();
   add_wait_locked(*entry, seconds);
 }

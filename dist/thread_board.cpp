@@ -250,25 +250,26 @@ bool Board::test(int rank, const std::shared_ptr<Exchange>& exchange) {
   return false;
 }
 
-void Board::wait(int rank, const std::shared_ptr<Exchange>& exchange) {
+bool Board::wait_until(int rank, const std::shared_ptr<Exchange>& exchange, Operation::Time until) {
   const auto deadline = std::chrono::steady_clock::now() + timeout_;
   Lock lock(mutex_);
   const Call& call = exchange->calls[static_cast<std::size_t>(rank)];
   for (;;) {
     advance(lock, *exchange);
-    if (exchange->complete) return;
+    if (exchange->complete) return true;
     if (family_->failed()) {
       changed_.wait(lock, [&] { return exchange->running == 0; });
       throw_failure(rank, call);
     }
+    if (std::chrono::steady_clock::now() >= until) return false;
     for (int other = 0; other < size(); ++other) {
       const std::size_t r = static_cast<std::size_t>(other);
       if (!exchange->posted[r] && family_->has_left(world_ranks_[r])) {
         fail(lock, rank, call, fmt::format("{} has left the program and will not come", rank_name(other)));
       }
     }
-    if (changed_.wait_until(lock, deadline) == std::cv_status::timeout && !exchange->complete &&
-        exchange->num_posted < size() && !family_->failed()) {
+    if (changed_.wait_until(lock, std::min(deadline, until)) == std::cv_status::timeout &&
+        deadline <= until && !exchange->complete && exchange->num_posted < size() && !family_->failed()) {
       fail(lock, rank, call,
            fmt::format("waited for {} s; still to come: {}", timeout_.count() / 1000.0, missing(*exchange)));
     }
@@ -345,9 +346,10 @@ bool Board::test(int rank, const std::shared_ptr<Message>& message) {
   return false;
 }
 
-void Board::wait(int rank, const std::shared_ptr<Message>& message) {
+bool Board::wait_until(int rank, const std::shared_ptr<Message>& message, Operation::Time until) {
   const auto deadline = std::chrono::steady_clock::now() + timeout_;
   while (!test(rank, message)) {
+    if (std::chrono::steady_clock::now() >= until) return false;
     Lock lock(mutex_);
     if (message->complete || message->copying || family_->failed()) {
       if (message->copying) changed_.wait(lock, [&] { return !message->copying; });
@@ -358,13 +360,14 @@ void Board::wait(int rank, const std::shared_ptr<Message>& message) {
       fail(lock, rank, message->call,
            fmt::format("{} has left the program and will not come", rank_name(message->call.peer)));
     }
-    if (changed_.wait_until(lock, deadline) == std::cv_status::timeout && !message->complete &&
-        !message->copying && !family_->failed()) {
+    if (changed_.wait_until(lock, std::min(deadline, until)) == std::cv_status::timeout &&
+        deadline <= until && !message->complete && !message->copying && !family_->failed()) {
       fail(lock, rank, message->call,
            fmt::format("waited for {} s; still to come: {}", timeout_.count() / 1000.0,
                        rank_name(message->call.peer)));
     }
   }
+  return true;
 }
 
 void Board::abandon(int rank, const std::shared_ptr<Message>& message) noexcept {

@@ -90,13 +90,14 @@ class Board : public std::enable_shared_from_this<Board> {
   // Collectives. `rank` is the caller's in this group.
   [[nodiscard]] std::shared_ptr<Exchange> post(int rank, const Call& call);
   [[nodiscard]] bool test(int rank, const std::shared_ptr<Exchange>& exchange);
-  void wait(int rank, const std::shared_ptr<Exchange>& exchange);
+  /// False at `until`.
+  [[nodiscard]] bool wait_until(int rank, const std::shared_ptr<Exchange>& exchange, Operation::Time until);
   void abandon(int rank, const std::shared_ptr<Exchange>& exchange) noexcept;
 
   // Point to point.
   [[nodiscard]] std::shared_ptr<Message> post_message(int rank, const Call& call);
   [[nodiscard]] bool test(int rank, const std::shared_ptr<Message>& message);
-  void wait(int rank, const std::shared_ptr<Message>& message);
+  [[nodiscard]] bool wait_until(int rank, const std::shared_ptr<Message>& message, Operation::Time until);
   void abandon(int rank, const std::shared_ptr<Message>& message) noexcept;
 
   /// The board of the ranks `members` that split off by call `sequence` with `color`; made by the first who

@@ -18,8 +18,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
-#include <thread>
 
 #include "autograd/grad_mode.h"
 #include "dist/zero_state.h"
@@ -291,15 +289,9 @@ bool ZeroReduce::is_complete(Work& work, Wait wait) {
     work.wait();
     return true;
   }
-  const auto end = std::chrono::steady_clock::now() + set_.options.patience;
-  while (!work.test()) {
-    if (std::chrono::steady_clock::now() > end) {
-      peers_are_apart_ = true;
-      return false;
-    }
-    std::this_thread::yield();
-  }
-  return true;
+  if (work.wait_for(set_.options.patience)) return true;
+  peers_are_apart_ = true;
+  return false;
 }
 
 // One step after the other for a flat; true when it has made all.

@@ -1,6 +1,8 @@
 // send and recv: matched by sender, receiver and tag, in order of posting. Of one rank there is nothing to
 // send to.
 
+#include <chrono>
+
 #include "tests/dist/behaviours.h"
 
 namespace tessera::dist::testing {
@@ -26,6 +28,38 @@ void neighbours_exchange_both_ways(Job& job) {
     require_equal(from_previous, message_of(previous, 0, count), "from the previous rank");
     require_equal(from_next, message_of(next, 1, count), "from the next rank");
   }
+}
+
+// A wait with a limit ends at it, changes nothing, and the call goes on.
+void a_wait_with_a_limit_returns_at_it(Job& job) {
+  using namespace std::chrono_literals;
+  const int R = job.size(), me = job.rank();
+  require(Work().wait_for(0ms), "of nothing: complete");
+  if (R == 1) return;
+  std::vector<float> sum{1.0f}, received{0.0f};
+  const std::vector<float> sent{7.0f};
+  if (me == 0) {
+    Work reduction = job.world().all_reduce_async(buffer_of(sum));
+    Work message = job.world().recv_async(buffer_of(received), 1);
+    const auto start = std::chrono::steady_clock::now();
+    require(!reduction.wait_for(20ms), "the others have not come");
+    require(!message.wait_for(20ms), "rank 1 has not sent");
+    require(!reduction.wait_for(-1ms), "a limit that is over");
+    const auto waited = std::chrono::steady_clock::now() - start;
+    require(waited >= 40ms, "it returned before its limit");
+    for (int other = 1; other < R; ++other) job.world().send(buffer_of(sent), other, 1);  // now they may come
+    require(message.wait_for(60s), "rank 1 has sent");
+    require(reduction.wait_for(60s), "all have come");
+    require(reduction.wait_for(0ms), "a call that has completed");
+    require(received[0] == 8.0f, "what was received");
+  } else {
+    std::vector<float> go{0.0f};
+    job.world().recv(buffer_of(go), 0, 1);
+    const std::vector<float> reply{8.0f};
+    if (me == 1) job.world().send(buffer_of(reply), 0);
+    job.world().all_reduce(buffer_of(sum));
+  }
+  require(sum[0] == static_cast<float>(R), "the sum");
 }
 
 void blocking_calls_pass_a_token_round(Job& job) {
@@ -139,7 +173,8 @@ void all_pairs_exchange(Job& job) {
 }  // namespace
 
 std::vector<Behaviour> message_behaviours() {
-  return {{"neighbours_exchange_both_ways", neighbours_exchange_both_ways},
+  return {{"a_wait_with_a_limit_returns_at_it", a_wait_with_a_limit_returns_at_it},
+          {"neighbours_exchange_both_ways", neighbours_exchange_both_ways},
           {"blocking_calls_pass_a_token_round", blocking_calls_pass_a_token_round},
           {"tags_keep_messages_apart", tags_keep_messages_apart},
           {"equal_tags_arrive_in_order_of_posting", equal_tags_arrive_in_order_of_posting},
