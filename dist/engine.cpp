@@ -16,6 +16,7 @@
 #include "dist/host_memory.h"
 #include "dist/invariant.h"
 #include "dist/invariant_loss.h"
+#include "dist/non_finite_search.h"
 #include "dist/optimizer_factory.h"
 #include "dist/pipeline.h"
 #include "dist/same_settings.h"
@@ -155,6 +156,11 @@ void Engine::tell_places() {
 
 StepReport Engine::train_step(const SampleSource& source, std::int64_t num_samples) {
   const std::vector<MicroBatch> all = micro_batches(source, num_samples);
+  struct ForgetPasses {
+    const std::vector<MicroBatch>*& passes;
+    ~ForgetPasses() { passes = nullptr; }
+  } const forget_passes{passes_to_search_};
+  if (!can_search_alone()) passes_to_search_ = &all;
   if (parts_->pipeline != nullptr) {
     const auto loss = [this](const Tensor& logits, const MicroBatch& micro_batch) {
       const Tensor loss = loss_of(Tensor(logits), micro_batch.targets);
@@ -203,6 +209,7 @@ std::vector<MicroBatch> Engine::micro_batches(const SampleSource& source, std::i
   pool().reset_peak();
   comm_summary_.begin_step();
   loss_sum_ = 0.0;
+  non_finite_pass_.reset();
   num_samples_ = num_samples == 0 ? batch_.global : num_samples;
   if (num_samples_ < 1) throw ConfigError(fmt::format("a step needs a sample, got {}", num_samples_));
 
@@ -283,14 +290,50 @@ void Engine::refuse_parts(const char* call) const {
                   call, mesh_.size(kPp)));
 }
 
+bool Engine::can_search_alone() const {
+  return mesh_.size(kPp) == 1 && mesh_.size(kTp) == 1 && mesh_.size(kCp) == 1 &&
+         parts_->zero->plan().placement.parameters == Spread::kWhole;
+}
+
 // The pass is run again to see each layer. Where it needs the other ranks, which do not take part, it is not.
 std::string Engine::find_culprit(const MicroBatch& micro_batch) {
-  const bool alone = mesh_.size(kPp) == 1 && mesh_.size(kTp) == 1 && mesh_.size(kCp) == 1 &&
-                     parts_->zero->plan().placement.parameters == Spread::kWhole;
-  if (!alone) return "run it with pp = 1, tp = 1, cp = 1 and a ZeRO stage below 3 to see in which layer";
+  if (!can_search_alone())
+    return "train_step(), which runs the pass again on all ranks, says in which layer it begins";
   const auto culprit = nn::find_first_non_finite(
       model_, [&] { static_cast<void>(loss_sum(micro_batch.ids, micro_batch.targets)); });
   return culprit ? culprit->message : "every layer's output is finite";
+}
+
+// "rank 3 (dp 1, tp 1)"
+std::string Engine::describe_rank(int world_rank) const {
+  std::string place;
+  const MeshShape::Coordinate coordinate = mesh_.coordinate_of(world_rank);
+  for (const MeshAxis axis : kMeshAxes) {
+    if (mesh_.size(axis) > 1)
+      place += fmt::format("{}{} {}", place.empty() ? "" : ", ", name(axis), coordinate[axis]);
+  }
+  return fmt::format("rank {} ({})", world_rank, place);
+}
+
+// All ranks come here, whose sum of squares is the same.
+void Engine::refuse_non_finite_loss() {
+  if (mesh_.world().size() == 1 || passes_to_search_ == nullptr) return;
+  std::optional<NonFinitePass> own;
+  if (non_finite_pass_) own = {.pass = *non_finite_pass_, .loss = non_finite_loss_};
+  const NoGrad no_grad;
+  const auto found =
+      search_non_finite_together(model_, mesh_, parts_->zero->pieces(), own, [this](std::size_t pass) {
+        const MicroBatch& micro_batch = (*passes_to_search_)[pass];
+        set_context(micro_batch.first_sample);
+        static_cast<void>(parts_->pipeline != nullptr
+                              ? parts_->pipeline->logits(*parts_->zero, micro_batch.ids)
+                              : model_.logits(micro_batch.ids));
+      });
+  if (!found) return;
+  throw NonFiniteError(fmt::format(
+      "step {}: the loss is {}: {}", steps_done_ + 1, found->loss,
+      found->message.empty() ? "every layer's output is finite"
+                             : fmt::format("on {}, {}", describe_rank(found->rank), found->message)));
 }
 
 Tensor Engine::forward(const MicroBatch& micro_batch) {
@@ -309,7 +352,14 @@ Tensor Engine::forward(const MicroBatch& micro_batch) {
 // The loss, once its value is known to be finite and counted.
 Tensor Engine::checked(const Tensor& loss, double value, const MicroBatch& micro_batch) {
   if (device_ == meta) return loss;
-  if (!std::isfinite(value)) {
+  if (!std::isfinite(value) && passes_to_search_ != nullptr) {
+    // The others do not know, and wait in this pass: they hear of it with the norm.
+    const auto same = [&](const MicroBatch& other) { return other.first_sample == micro_batch.first_sample; };
+    if (!non_finite_pass_) {
+      non_finite_pass_ = std::ranges::find_if(*passes_to_search_, same) - passes_to_search_->begin();
+      non_finite_loss_ = value;
+    }
+  } else if (!std::isfinite(value)) {
     throw NonFiniteError(fmt::format("step {}: the loss is {}: {}", steps_done_ + 1,
                                      std::isnan(value) ? "NaN" : "infinite", find_culprit(micro_batch)));
   }
@@ -382,14 +432,23 @@ bool Engine::update(StepReport& report) {
     optimizer.set_momentum(*momentum);
   // Every logical element once, over all ranks; so every rank takes the same decision.
   const double unscale = 1.0 / scaler.scale();
-  report.grad_norm = unscale * std::sqrt(parts_->zero->global_grad_sum_of_squares());
+  report.grad_norm =
+      unscale * std::sqrt(parts_->zero->global_grad_sum_of_squares(non_finite_pass_.has_value()));
   const bool finite = std::isfinite(report.grad_norm);
-  const std::string culprit = finite ? "" : optim::first_non_finite_grad(parts_->zero->pieces()).name;
+  std::string culprit;
+  if (!finite) {
+    refuse_non_finite_loss();
+    // Under ZeRO and tp it is one rank's alone.
+    for (const std::string& name :
+         gather_texts(optim::first_non_finite_grad(parts_->zero->pieces()).name, mesh_.world())) {
+      if (culprit.empty()) culprit = name;
+    }
+  }
   if (config_.dtype == kF16 && !scaler.update(finite, culprit)) return false;
   if (!finite) {
-    throw NonFiniteError(fmt::format("step {}: the loss is finite, but the gradient of {} is not",
-                                     steps_done_ + 1,
-                                     culprit.empty() ? "a parameter of another rank" : "'" + culprit + "'"));
+    throw NonFiniteError(
+        fmt::format("step {}: the loss is finite, but the gradient of {} is not", steps_done_ + 1,
+                    culprit.empty() ? "the whole model, taken together," : "'" + culprit + "'"));
   }
   pool().set_moment("Optimizer step");
   optimizer.step({.grad_scale = optim::clip_factor(report.grad_norm, config_.gradient_clipping) * unscale});

@@ -117,7 +117,9 @@ class Engine {
 
   /// One optimizer step on `num_samples` sequences (0: the batch of the config; any number works, a smaller
   /// last batch as well).
-  /// Errors   NonFiniteError that names the first tensor that is not finite, and its layer.
+  /// Errors   NonFiniteError that names the first tensor that is not finite, its layer, and where ranks share
+  ///          a model the rank. There (pp, tp, cp, or parameters that are cut) it comes at the end of the
+  ///          step, from every rank, and the step may be tried again.
   StepReport train_step(const SampleSource& source, std::int64_t num_samples = 0);
 
   // --- The same in its parts. With pp > 1 a rank has a part of each pass alone, and passes overlap: there
@@ -199,7 +201,10 @@ class Engine {
   [[nodiscard]] MemoryPool& pool() const;
   void tell_places();
   static void clear_context();
+  [[nodiscard]] bool can_search_alone() const;
   [[nodiscard]] std::string find_culprit(const MicroBatch& micro_batch);
+  void refuse_non_finite_loss();
+  [[nodiscard]] std::string describe_rank(int world_rank) const;
   [[nodiscard]] bool update(StepReport& report);
   void refuse_after_failed_backward(const char* call) const;
   void give_up_step();
@@ -229,6 +234,10 @@ class Engine {
   double loss_sum_ = 0.0;
   std::int64_t num_samples_ = 0, num_targets_ = 0;
   std::int64_t num_passes_ = 0, passes_left_ = 0;
+  /// Of train_step, where the search for what is not finite takes all ranks: its passes, until it ends.
+  const std::vector<MicroBatch>* passes_to_search_ = nullptr;
+  std::optional<std::size_t> non_finite_pass_;  // the first of this rank, of those
+  double non_finite_loss_ = 0.0;
   std::vector<bool> has_sample_;       // by pass
   std::vector<double> sample_losses_;  // Invariant numerics: of the samples that this rank has had, else 0
 

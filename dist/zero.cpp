@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <limits>
+
 #include "autograd/grad_mode.h"
 #include "autograd/graph.h"
 #include "dist/exact_sum.h"
@@ -276,7 +278,11 @@ void Zero::zero_gradients() {
   state_->phase = detail::ZeroState::Phase::kAccumulating;
 }
 
-double Zero::global_grad_sum_of_squares() const {
+namespace {
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+}  // namespace
+
+double Zero::global_grad_sum_of_squares(bool is_spoilt) const {
   NamedTensors counted;
   for (std::size_t i = 0; i < state_->pieces.size(); ++i) {
     if (state_->counts(state_->piece_parameters[i])) counted.push_back(state_->pieces[i]);
@@ -284,10 +290,11 @@ double Zero::global_grad_sum_of_squares() const {
   if (state_->plan.tree_sums) {
     ExactSumOfSquares exact;
     for (const auto& [name, gradient] : optim::gradients_of(counted)) exact.add(gradient);
+    if (is_spoilt) exact.add(full({1}, kNaN));
     exact.all_reduce(state_->mesh->world());
     return exact.value();
   }
-  double sum[1] = {optim::grad_sum_of_squares(counted)};
+  double sum[1] = {is_spoilt ? kNaN : optim::grad_sum_of_squares(counted)};
   if (state_->mesh->world().size() > 1) state_->mesh->world().all_reduce(buffer_of(sum));
   return sum[0];
 }

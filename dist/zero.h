@@ -115,8 +115,9 @@ class Zero {
   void zero_gradients();
 
   /// Σ g² over the whole model, every logical element once, the same on every rank; with tree_sums exact, so
-  /// that it does not depend on who has which elements. A collective of the world.
-  [[nodiscard]] double global_grad_sum_of_squares() const;
+  /// that it does not depend on who has which elements. NaN if one is not finite, or a rank says `is_spoilt`.
+  /// A collective of the world.
+  [[nodiscard]] double global_grad_sum_of_squares(bool is_spoilt = false) const;
 
   /// Whether this rank's stages have the parameter.
   [[nodiscard]] bool has(const std::string& name) const;

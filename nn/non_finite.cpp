@@ -9,7 +9,7 @@ namespace {
 
 // Row-major index of the first such element, or −1.
 std::int64_t first_non_finite(const Tensor& x) {
-  if (!x.defined() || !is_floating(x.dtype()) || x.device() == meta) return -1;
+  if (!x.defined() || !is_floating(x.dtype()) || x.device() == meta || x.storage().is_dropped()) return -1;
   return kernels::of(x.device().type).reductions.first_non_finite(x.view());
 }
 
@@ -28,6 +28,7 @@ class Watch {
     for (Module* module : model.modules()) {
       const auto outputs = [this](Module& where, std::span<Tensor> tensors) {
         for (const Tensor& x : tensors) look_at(x, where, "output");
+        ++outputs_;
       };
       const auto gradients = [this](Module& where, std::span<const Tensor> tensors) {
         for (const Tensor& x : tensors) look_at(x, where, "gradient of the output");
@@ -50,7 +51,8 @@ class Watch {
     const std::string place = where.name().empty() ? where.type_name() : "'" + where.name() + "'";
     found = {where.name(), what,
              fmt::format("the first value that is not finite is in the {} of {}: {} at element {} of {}",
-                         what, place, value, element_name(x, index), describe(x))};
+                         what, place, value, element_name(x, index), describe(x)),
+             outputs_};
   }
 
   void look_at_parameters(Module& model, bool gradients) {
@@ -68,6 +70,7 @@ class Watch {
   std::optional<NonFinite> found;
 
  private:
+  std::int64_t outputs_ = 0;
   std::vector<std::pair<Module*, HookId>> hooks_;
 };
 
@@ -76,7 +79,7 @@ class Watch {
 std::optional<NonFinite> find_first_non_finite(Module& model, const std::function<void()>& run) {
   Watch watch(model);
   watch.look_at_parameters(model, /*gradients=*/false);
-  if (!watch.found) run();
+  run();
   if (!watch.found) watch.look_at_parameters(model, /*gradients=*/true);
   return watch.found;
 }

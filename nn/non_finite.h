@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <optional>
 #include <string>
@@ -13,6 +14,9 @@ struct NonFinite {
   std::string module;   ///< its path: "h.3.mlp.c_fc"
   std::string what;     ///< "parameter 'weight'", "output", "gradient of the output", "gradient of 'weight'"
   std::string message;  ///< a sentence with the module, the tensor, the element and its value
+  /// Outputs of modules that were looked at before: of ranks that run one model together, the one with the
+  /// least met it first. 0 for a parameter.
+  std::int64_t outputs_before = 0;
 };
 
 /// Runs `run` (a forward pass, or forward and backward) and watches every module below `model`: for who must
@@ -21,6 +25,8 @@ struct NonFinite {
 /// then at the outputs of modules as they come (an inner one before the one around it), at gradients of
 /// outputs, and last at gradients of parameters. Nothing if all are finite.
 ///
+/// Ranks    `run` runs in any case, once, so that collectives in it match on ranks that find something else.
+///          What is dropped or on meta is not looked at.
 /// Cost     Only while it runs: it attaches hooks and removes them, also after an exception of `run`, which
 ///          passes on.
 /// Example  if (!std::isfinite(loss.item())) {

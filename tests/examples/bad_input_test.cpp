@@ -195,7 +195,8 @@ TEST_F(BadInput, OnOneRankEndsAllWithTheCausePrintedOnce) {
 TEST_F(BadInput, ThatMakesTheLossNanNamesTheFirstTensorAndItsLayer) {
   ASSERT_EQ(run(train("--out run --steps 1 --batch 4 --progress none")).status, 0);
   const auto before = contents("run");
-  for (const char* launcher : {"", "--ranks 2", "mpiexec -n 2"}) {
+  for (const char* launcher : {"", "--ranks 2", "mpiexec -n 2", "--ranks 2 --mesh tp=2",
+                               "--ranks 2 --mesh cp=2", "--ranks 2 --mesh pp=2", "--ranks 2 --zero 3"}) {
     const bool mpi = std::string_view(launcher).starts_with("mpiexec");
     if (mpi && !has_mpi()) continue;
     const Outcome outcome = run(train(
@@ -204,7 +205,8 @@ TEST_F(BadInput, ThatMakesTheLossNanNamesTheFirstTensorAndItsLayer) {
     EXPECT_EQ(outcome.status, 1) << launcher << outcome.all();
     EXPECT_TRUE(std::regex_search(
         outcome.err,
-        std::regex("step [0-9]: the loss is (NaN|infinite): the first value that is not finite is in the "
+        std::regex("step [0-9]: the loss is (NaN|infinite): (on rank [01] \\([a-z]+ [01]\\), )?the first "
+                   "value that is not finite is in the "
                    "(output|parameter).*'h\\.0\\.[a-z_.0-9]+'.* at element \\[.*\\] of f32 \\[")))
         << launcher << outcome.all();
     EXPECT_EQ(outcome.err.find("the loss is"), outcome.err.rfind("the loss is")) << launcher << outcome.err;

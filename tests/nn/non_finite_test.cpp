@@ -89,6 +89,16 @@ TEST_F(NonFiniteTest, AGradientThatOnlyAParameterHasIsFoundLast) {
   EXPECT_NE(found->message.find("of Root: inf at element [0]"), std::string::npos) << found->message;
 }
 
+// So that collectives in it match on ranks that find nothing before it.
+TEST_F(NonFiniteTest, TheRunIsRunOnceWhateverIsFound) {
+  poison("h.1.mlp.c_fc.weight", {0, 0}, std::nan(""));
+  int runs = 0;
+  const auto found = find_first_non_finite(*model_, [&] { ++runs; });
+  EXPECT_EQ(found->what, "parameter 'weight'");
+  EXPECT_EQ(found->outputs_before, 0);
+  EXPECT_EQ(runs, 1);
+}
+
 TEST_F(NonFiniteTest, LeavesNoHookBehindAlsoAfterAnError) {
   EXPECT_THROW((void)find_first_non_finite(*model_, [] { throw std::runtime_error("stop"); }),
                std::runtime_error);
