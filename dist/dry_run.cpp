@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 
+#include "dist/optimizer_factory.h"
 #include "dist/pipeline.h"
 #include "dist/pipeline_drawing.h"
 #include "dist/pipeline_simulation.h"
@@ -52,6 +53,8 @@ class Rank {
       step.traffic = std::move(report.traffic);
     }
     step.memory = engine_->memory();
+    step.predicted = engine_->zero().predicted_memory(
+        optimizer_bytes_per_element(options.config.optimizer, options.config.dtype));
     for (const ZeroFlat& flat : engine_->zero().plan().flats) step.num_elements += flat.elements;
     return step;
   }

@@ -23,6 +23,7 @@
 #include "dist/mesh.h"
 #include "dist/pipeline_schedule.h"
 #include "dist/tape.h"
+#include "dist/zero_plan.h"
 #include "kernels/context.h"
 #include "nn/language_model.h"
 #include "tensor/memory.h"
@@ -46,6 +47,7 @@ struct DryRunOptions {
 struct RankStep {
   int rank = 0;
   MemoryReport memory;             ///< peaks of this step; what is held after it
+  ZeroMemory predicted;            ///< of parameters and gradients, from shapes alone
   std::vector<TapeTotal> traffic;  ///< by group and operation; times mean nothing
   kernels::OpCounts counts;        ///< of the kernels that computed
   std::int64_t num_elements = 0;   ///< of this rank's part of the model, its data ranks' parts included

@@ -179,7 +179,7 @@ ZeroMemory predict_memory(nn::LanguageModel& model, const Config& config, const 
                           const ZeroOptions& zero) {
   const ZeroPlan plan = plan_zero(model, mesh.shape(), zero);
   const int data_rank = mesh.group(MeshAxis::kDp, kCp).rank();
-  return predict_memory(plan, data_rank, optimizer_bytes_per_element(config.optimizer, config.dtype));
+  return predict_memory(plan, zero, data_rank, optimizer_bytes_per_element(config.optimizer, config.dtype));
 }
 
 std::string describe_memory(const ZeroMemory& memory, const Mesh& mesh) {
@@ -192,9 +192,16 @@ std::string describe_memory(const ZeroMemory& memory, const Mesh& mesh) {
       mesh.world().rank(), mesh.world().size(), exact(memory.held()), exact(memory.parameters),
       exact(memory.gradients), exact(memory.optimizer));
   if (memory.gathered_parameters > 0)
-    text +=
-        fmt::format("\n  and {} more while its largest unit is gathered", exact(memory.gathered_parameters));
-  return text;
+    text += fmt::format("\n  within a step its largest unit, gathered: {}; ahead of use up to {}",
+                        exact(memory.gathered_parameters), exact(memory.prefetched_parameters));
+  const bool in_stages = mesh.size(MeshAxis::kPp) > 1;
+  if (memory.full_gradients > 0)
+    text += fmt::format("\n  within a step gradients that are not cut yet: {} {}",
+                        in_stages ? "about" : "up to", exact(memory.full_gradients));
+  return text +
+         fmt::format(
+             "\n  not counted: activations{} and messages; a dry run (gpt2_train --dry-run) has every byte",
+             in_stages ? ", what stages hand over" : "");
 }
 
 }  // namespace tessera::dist

@@ -43,7 +43,8 @@ void set_recomputation(nn::LanguageModel& model, const Config& config, const Mes
 /// What this rank is going to hold of the model, to the byte.
 [[nodiscard]] ZeroMemory predict_memory(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
                                         const ZeroOptions& zero);
-/// "memory      rank 0 of 4 holds 1,234 bytes (1.2 kB) between steps: ..."
+/// "memory      rank 0 of 4 holds 1,234 bytes (1.2 kB) between steps: ...", what comes to it within a step,
+/// and what is not counted.
 [[nodiscard]] std::string describe_memory(const ZeroMemory& memory, const Mesh& mesh);
 
 }  // namespace tessera::dist

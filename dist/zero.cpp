@@ -197,7 +197,7 @@ optim::PieceExchange& Zero::exchange() noexcept { return *exchange_; }
 const ZeroPlan& Zero::plan() const noexcept { return state_->plan; }
 
 ZeroMemory Zero::predicted_memory(std::int64_t optimizer_bytes_per_element) const {
-  return predict_memory(state_->plan, state_->data_rank, optimizer_bytes_per_element);
+  return predict_memory(state_->plan, state_->options, state_->data_rank, optimizer_bytes_per_element);
 }
 
 std::vector<ZeroTraffic> Zero::predicted_traffic(int accumulation) const {

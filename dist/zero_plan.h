@@ -177,19 +177,26 @@ struct ZeroPlan {
 /// of dp runs, and with it all of its cp ranks.
 [[nodiscard]] LeafOwners sample_owners(const MeshShape& mesh, std::int64_t num_samples);
 
-/// Bytes that one rank holds between two steps.
+/// Bytes that one rank holds between two steps, and what parameters and gradients come to within one. Not of
+/// activations and messages: a dry run has every byte.
 struct ZeroMemory {
   std::int64_t parameters = 0;
   std::int64_t gradients = 0;
   std::int64_t optimizer = 0;
   /// Largest unit, gathered: what comes to `parameters` while it is used. 0 where parameters are not cut.
   std::int64_t gathered_parameters = 0;
+  /// Units gathered ahead of their use, at most: what comes to both.
+  std::int64_t prefetched_parameters = 0;
+  /// Gradients that are whole until they have been reduced: what comes to `gradients` in a backward pass, at
+  /// most; of a pipeline, whose passes overlap, about. 0 where gradients are not cut.
+  std::int64_t full_gradients = 0;
   /// Between steps.
   [[nodiscard]] std::int64_t held() const noexcept { return parameters + gradients + optimizer; }
 };
 
 /// `optimizer_bytes_per_element`: 12 for AdamW on 16-bit parameters, 8 in f32, 16 in f64.
-[[nodiscard]] ZeroMemory predict_memory(const ZeroPlan& plan, int data_rank,
+/// `options` are those that the plan was made with.
+[[nodiscard]] ZeroMemory predict_memory(const ZeroPlan& plan, const ZeroOptions& options, int data_rank,
                                         std::int64_t optimizer_bytes_per_element);
 
 /// Bytes that one rank sends in a step, by group and kind of call, as the tape counts them.

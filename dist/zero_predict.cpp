@@ -70,7 +70,52 @@ ZeroGroupNames zero_group_names(const ZeroPlan& plan) {
           .outer = data + ".outer"};
 }
 
-ZeroMemory predict_memory(const ZeroPlan& plan, int data_rank, std::int64_t optimizer_bytes_per_element) {
+namespace {
+
+std::int64_t elements_of(const ZeroPlan& plan, const ZeroUnit& unit) {
+  std::int64_t elements = 0;
+  for (const std::size_t f : unit.flats) elements += plan.flats[f].padded;
+  return elements;
+}
+
+// What is gathered beside the unit in use: what prefetching takes, within both of its bounds; what persists;
+// what is kept for a use that comes soon.
+std::int64_t gathered_ahead(const ZeroPlan& plan, const ZeroOptions& options,
+                            std::int64_t bytes_per_element) {
+  std::int64_t all = 0, largest = 0, persistent = 0;
+  for (const ZeroUnit& unit : plan.units) largest = std::max(largest, elements_of(plan, unit));
+  for (const ZeroFlat& flat : plan.flats) {
+    all += flat.padded;
+    if (plan.is_persistent(flat)) persistent += flat.padded;
+  }
+  const std::int64_t wanted = options.prefetch_elements < 0 ? largest : options.prefetch_elements;
+  const std::int64_t ahead =
+      std::min(wanted, std::max<std::int64_t>(options.max_live_parameters - largest, 0));
+  const std::int64_t reused = options.max_reuse_distance == 0 ? 0 : options.max_reuse_distance + largest;
+  return std::min(ahead + persistent + reused, all - largest) * bytes_per_element;
+}
+
+// One that is being filled, those that wait for other ranks (see ZeroReduce), and those of tied weights,
+// which are complete only with their last use. All of them where they are kept for the last micro-batch.
+std::int64_t full_gradients(const ZeroPlan& plan) {
+  std::int64_t all = 0, largest = 0, tied = 0;
+  for (const ZeroFlat& flat : plan.flats) {
+    if (!flat.trainable) continue;
+    const std::int64_t size = bytes(flat.padded, flat.gradient_dtype);
+    all += size;
+    largest = std::max(largest, size);
+    if (flat.units.size() > 1 || flat.is_shared) tied += size;
+  }
+  if (plan.placement.gradients == Spread::kWhole) return 0;
+  if (plan.keep_full_gradients || plan.tree_sums) return all;
+  const std::int64_t waiting = plan.placement.parameters == Spread::kWhole ? 2 : 1;
+  return std::min((1 + waiting) * largest + tied, all);
+}
+
+}  // namespace
+
+ZeroMemory predict_memory(const ZeroPlan& plan, const ZeroOptions& options, int data_rank,
+                          std::int64_t optimizer_bytes_per_element) {
   const auto held = [&plan](const ZeroFlat& flat, Spread spread) {
     return flat.padded / plan.ranks.ways(spread);
   };
@@ -85,7 +130,11 @@ ZeroMemory predict_memory(const ZeroPlan& plan, int data_rank, std::int64_t opti
     memory.optimizer += (std::min(slice.end, flat.elements) - std::min(slice.begin, flat.elements)) *
                         optimizer_bytes_per_element;
   }
+  memory.full_gradients = full_gradients(plan);
   if (plan.placement.parameters == Spread::kWhole) return memory;
+  std::int64_t widest = 0;  // bytes of an element
+  for (const ZeroFlat& flat : plan.flats) widest = std::max(widest, bytes(1, flat.dtype));
+  memory.prefetched_parameters = gathered_ahead(plan, options, widest);
   for (const ZeroUnit& unit : plan.units) {
     std::int64_t gathered = 0;
     for (const std::size_t f : unit.flats) gathered += bytes(plan.flats[f].padded, plan.flats[f].dtype);

@@ -127,6 +127,26 @@ std::string text_of(const MemoryReport& memory) {
   return text;
 }
 
+// What is printed before a run begins, of a run: to the byte between steps, and no less than the peak within
+// one.
+void expect_within_prediction(const MemoryReport& measured, const ZeroMemory& predicted, bool in_stages,
+                              const std::string& where) {
+  const MemoryUse& parameters = measured.of(MemoryCategory::kParameter);
+  const MemoryUse& gradients = measured.of(MemoryCategory::kGradient);
+  EXPECT_EQ(parameters.current, predicted.parameters) << where;
+  EXPECT_EQ(gradients.current, predicted.gradients) << where;
+  EXPECT_LE(parameters.peak,
+            predicted.parameters + predicted.gathered_parameters + predicted.prefetched_parameters)
+      << where;
+  // A bound that is far off says nothing: 2 units in 6 are what the last of a pass does not need any more.
+  EXPECT_GE(2 * parameters.peak,
+            predicted.parameters + predicted.gathered_parameters + predicted.prefetched_parameters)
+      << where;
+  EXPECT_GE(2 * gradients.peak, predicted.gradients + predicted.full_gradients) << where;
+  if (in_stages) return;  // what they hand over are gradients, too
+  EXPECT_LE(gradients.peak, predicted.gradients + predicted.full_gradients) << where;
+}
+
 void expect_foretold(const Row& row, std::int64_t num_samples = 0) {
   const Config config = read(row.layout);
   const DryRunOptions options{.make_model = [&row] { return nn::make_language_model(row.model, kVocab); },
@@ -141,6 +161,8 @@ void expect_foretold(const Row& row, std::int64_t num_samples = 0) {
     EXPECT_EQ(text_of(foretold.memory), text_of(real.memory)) << row.layout << ", rank " << rank;
     EXPECT_EQ(text_of(foretold.traffic), text_of(real.traffic)) << row.layout << ", rank " << rank;
     EXPECT_GT(foretold.counts.flops, 0u);
+    expect_within_prediction(real.memory, foretold.predicted, config.mesh[MeshAxis::kPp] > 1,
+                             fmt::format("{}, rank {}", row.layout, rank));
   }
 }
 
