@@ -101,11 +101,12 @@ Failure describe_exception(const std::exception_ptr& exception) {
   }
 }
 
-void print_error(int rank, int size, const std::string& message) {
+void print_error(int rank, int size, const std::string& message, const JobOptions& options) {
   const std::string line = size == 1 ? fmt::format("error: {}\n", message)
                                      : fmt::format("error (rank {} of {}): {}\n", rank, size, message);
   std::fflush(stdout);
   std::fputs(line.c_str(), stderr);
+  if (!options.hint.empty()) std::fputs((options.hint + "\n").c_str(), stderr);
   std::fflush(stderr);
 }
 
@@ -234,7 +235,7 @@ int run_as_threads(int num_ranks, const JobOptions& options, const std::function
   const std::exception_ptr cause = ranks->first_cause();
   if (cause == nullptr) return 0;
   const Failure failure = describe_exception(cause);
-  print_error(ranks->first_rank(), num_ranks, failure.message);
+  print_error(ranks->first_rank(), num_ranks, failure.message, options);
   if (!all_ended) std::_Exit(failure.exit_code);  // what mpiexec does to processes
   return failure.exit_code;
 }
@@ -247,7 +248,7 @@ int run_alone(const JobOptions& options, const std::function<void(Job&)>& progra
     return 0;
   } catch (...) {
     const Failure failure = describe_exception(std::current_exception());
-    print_error(0, 1, failure.message);
+    print_error(0, 1, failure.message, options);
     return failure.exit_code;
   }
 }
@@ -265,7 +266,7 @@ int run_under_mpi(const JobOptions& options, const std::function<void(Job&)>& pr
     // The rank with the cause reports it; an echo waits to be ended, and speaks only if nobody else does.
     if (failure.is_echo) std::this_thread::sleep_for(std::chrono::seconds(3));
     if (runtime.claim_report()) {
-      print_error(runtime.rank(), runtime.size(), failure.message);
+      print_error(runtime.rank(), runtime.size(), failure.message, options);
       runtime.abort(failure.exit_code);
     }
     std::this_thread::sleep_for(options.grace);
@@ -400,7 +401,8 @@ int run(const JobOptions& options, const std::function<void(Job&)>& program) noe
     return run_alone(options, program);
   } catch (...) {
     const Failure failure = describe_exception(std::current_exception());
-    if (launch().rank == 0) print_error(0, 1, failure.message);  // every process of an mpiexec comes here
+    if (launch().rank == 0)
+      print_error(0, 1, failure.message, options);  // every process of an mpiexec comes here
     return failure.exit_code;
   }
 }
@@ -410,7 +412,7 @@ int run(int& argc, char** argv, const std::function<void(Job&)>& program) noexce
     return run(JobOptions::take_from(argc, argv), program);
   } catch (...) {
     const Failure failure = describe_exception(std::current_exception());
-    if (launch().rank == 0) print_error(0, 1, failure.message);
+    if (launch().rank == 0) print_error(0, 1, failure.message, {});
     return failure.exit_code;
   }
 }

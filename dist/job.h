@@ -36,6 +36,8 @@ struct JobOptions {
   std::chrono::milliseconds grace = std::chrono::seconds(10);
   /// Turn Ctrl-C and SIGTERM into stop_requested(). False: leave signals alone.
   bool handle_signals = true;
+  /// Printed below an error: where its reader finds more. Empty: nothing.
+  std::string hint;
 
   /// Takes `--ranks N` and `--threads N` (also `--ranks=N`) out of a command line and leaves the rest. For
   /// programs without a parser of their own. Errors: ConfigError.

@@ -29,6 +29,13 @@ std::optional<MeshAxis> axis_named(std::string_view word) {
   return std::nullopt;
 }
 
+std::string_view without_blanks_around(std::string_view text) {
+  constexpr std::string_view kBlanks = " \t";
+  const std::size_t begin = text.find_first_not_of(kBlanks);
+  return begin == std::string_view::npos ? std::string_view()
+                                         : text.substr(begin, text.find_last_not_of(kBlanks) - begin + 1);
+}
+
 MeshAxis parse_axis(std::string_view word, std::string_view text) {
   if (const auto axis = axis_named(word)) return *axis;
   std::vector<std::string> names;
@@ -51,12 +58,13 @@ MeshShape MeshShape::parse(std::string_view text, std::set<MeshAxis>* named) {
     rest.remove_prefix(std::min(part.size() + 1, rest.size()));
     const std::size_t equals = part.find('=');
     int size = 0;
-    const std::string_view digits = equals == std::string_view::npos ? "" : part.substr(equals + 1);
+    const std::string_view digits =
+        equals == std::string_view::npos ? "" : without_blanks_around(part.substr(equals + 1));
     const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), size);
     if (error != std::errc() || end != digits.data() + digits.size()) {
       throw ConfigError(fmt::format("mesh '{}': expected axis=size, as in dp=2,tp=2, got '{}'", text, part));
     }
-    const MeshAxis axis = parse_axis(part.substr(0, equals), text);
+    const MeshAxis axis = parse_axis(without_blanks_around(part.substr(0, equals)), text);
     if (!seen.insert(axis).second)
       throw ConfigError(fmt::format("mesh '{}': axis {} is given twice", text, name(axis)));
     shape.set(axis, size);

@@ -54,11 +54,12 @@ CLI::Validator at_least(double least) {
       "");
 }
 
-int run_program(const char* name, const std::function<void()>& program) noexcept {
-  const auto report = [name](const char* message) {
+int run_program(const char* name, const std::function<void()>& program, const char* hint) noexcept {
+  const auto report = [name, hint](const char* message) {
     if (tessera::dist::launch().rank != 0) return;  // every process of an mpiexec comes here
     std::fflush(stdout);
     std::fputs((std::string(name) + ": " + message + "\n").c_str(), stderr);
+    if (hint != nullptr) std::fputs((std::string(hint) + "\n").c_str(), stderr);
   };
   try {
     program();

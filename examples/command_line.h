@@ -16,7 +16,9 @@ void parse_or_exit(CLI::App& app, int argc, char** argv);
 [[nodiscard]] CLI::Validator at_least(double least);
 
 /// Runs what comes before the ranks and returns main's status: 0, 2 for a user's mistake, 1 for other
-/// failures. Errors go to standard error, after the program's name; under mpiexec rank 0 alone prints.
-[[nodiscard]] int run_program(const char* name, const std::function<void()>& program) noexcept;
+/// failures. Errors go to standard error, after the program's name, and `hint` below them, if there is one:
+/// where to find more. Under mpiexec rank 0 alone prints.
+[[nodiscard]] int run_program(const char* name, const std::function<void()>& program,
+                              const char* hint = nullptr) noexcept;
 
 }  // namespace examples

@@ -254,7 +254,7 @@ void Optimizer::load_state(const NamedTensors& saved) {
     Tensor value = std::move(found->second);
     by_name.erase(found);
     if (!value.defined() || value.shape() != shape) {
-      throw DataError(fmt::format("load_state: {} must have the shape {}, the saved one is {}", name,
+      throw DataError(fmt::format("optimizer state: {} must have the shape {}, the saved one is {}", name,
                                   to_string(shape),
                                   value.defined() ? tessera::describe(value) : "undefined"));
     }
@@ -275,17 +275,18 @@ void Optimizer::load_state(const NamedTensors& saved) {
     for (std::size_t m = 0; m < moments.size(); ++m) {
       copies.emplace_back(slot.moments[m], take(fmt::format("{}/{}", name, moments[m]), shape));
     }
-    if (steps[i] < 0) throw DataError(fmt::format("load_state: {}/step is {}", name, steps[i]));
+    if (steps[i] < 0) throw DataError(fmt::format("optimizer state: {}/step is {}", name, steps[i]));
   }
   if (!missing.empty()) {
-    throw DataError(fmt::format("load_state: {} state lacks {}; was it saved by another kind of optimizer?",
-                                type_, join_first(missing)));
+    throw DataError(
+        fmt::format("optimizer state: that of {} lacks {}; was it saved by another kind of optimizer?", type_,
+                    join_first(missing)));
   }
   if (!by_name.empty()) {
     std::vector<std::string> unknown;
     for (const auto& [name, value] : by_name) unknown.push_back(name);
     std::sort(unknown.begin(), unknown.end());
-    throw DataError(fmt::format("load_state: {} has no place for {}", type_, join_first(unknown)));
+    throw DataError(fmt::format("optimizer state: {} has no place for {}", type_, join_first(unknown)));
   }
 
   for (auto& [target, source] : copies) target.copy_from(source);

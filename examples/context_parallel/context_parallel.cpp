@@ -115,9 +115,10 @@ int main(int argc, char** argv) {
   CLI::App app(
       "Attends to one long sequence, cut over the ranks; prints what each computes, sends and holds.");
   app.option_defaults()->always_capture_default();
-  app.add_option("--ranks", job_options.ranks, "Ranks, as threads of this process");
-  app.add_option("--tokens", options.tokens, "Length of the sequence")->check(examples::at_least(1));
-  app.add_option("--heads", options.heads, "Heads")->check(examples::at_least(1));
+  app.add_option("--ranks", job_options.ranks, "Ranks as threads of this process; not under mpiexec [1]");
+  app.add_option("--tokens", options.tokens, "Length of the sequence, in tokens")
+      ->check(examples::at_least(1));
+  app.add_option("--heads", options.heads, "Attention heads")->check(examples::at_least(1));
   app.add_flag("--contiguous", options.contiguous, "One piece of the sequence for each rank, not two chunks");
   app.add_flag("--ulysses", options.ulysses, "Exchange tokens for heads, instead of the ring");
   examples::parse_or_exit(app, argc, argv);

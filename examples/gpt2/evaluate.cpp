@@ -65,7 +65,7 @@ int main(int argc, char** argv) {
   app.add_option("--batch", options.evaluation.batch, "Windows per pass")
       ->capture_default_str()
       ->check(examples::at_least(1));
-  app.add_option("--tokens", options.evaluation.max_tokens, "Look at this many only; 0: all")
+  app.add_option("--tokens", options.evaluation.max_tokens, "Look at so many tokens only; 0: all")
       ->capture_default_str()
       ->check(examples::at_least(0));
   app.add_option("--ranks", options.job.ranks, "Ranks as threads of this process; not under mpiexec [1]");

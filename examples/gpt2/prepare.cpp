@@ -119,7 +119,8 @@ int main(int argc, char** argv) {
   app.add_option("--out", out, "Folder for the three files; made if it is not there")->required();
   auto* vocab = app.add_option("--vocab", options.vocab_size, "Size of the vocabulary to learn, at least 256")
                     ->capture_default_str();
-  app.add_option("--tokenizer", tokenizer, "Folder (or file) of a tokenizer to use instead of learning one")
+  app.add_option("--tokenizer", tokenizer,
+                 "Folder (or file) of a tokenizer to use instead of learning one [none]")
       ->excludes(vocab);
   app.add_option("--validation", options.validation_fraction,
                  "Part of the bytes that is held out, at the text's end")

@@ -274,11 +274,17 @@ void train(const TrainOptions& options, dist::Job& job) {
 }  // namespace gpt2
 
 int main(int argc, char** argv) {
+  constexpr const char* kHint =
+      "see: gpt2_train --help (flags), docs/config.md (keys), docs/examples.md (what goes wrong, and what is "
+      "said)";
   std::signal(SIGXFSZ, SIG_IGN);  // a file beyond `ulimit -f` is then a failed write, with a message
   std::optional<gpt2::TrainOptions> options;
-  const int status =
-      examples::run_program("gpt2_train", [&] { options = gpt2::parse_train_options(argc, argv); });
+  const int status = examples::run_program(
+      "gpt2_train", [&] { options = gpt2::parse_train_options(argc, argv); }, kHint);
   if (status != 0) return status;
-  if (options->dry_run) return examples::run_program("gpt2_train", [&] { gpt2::print_dry_run(*options); });
+  if (options->dry_run)
+    return examples::run_program(
+        "gpt2_train", [&] { gpt2::print_dry_run(*options); }, kHint);
+  options->job.hint = kHint;
   return tessera::dist::run(options->job, [&](tessera::dist::Job& job) { gpt2::train(*options, job); });
 }

@@ -47,7 +47,7 @@ void add_options(CLI::App& app, Flags& flags) {
   const char* const kGroupRun = "Run";
   app.add_option("--config", flags.config,
                  "Settings in JSON: the flags' names, as in \"micro_batch\": 4, and DeepSpeed's keys; flags "
-                 "win over it")
+                 "win over it [none]")
       ->type_name("FILE")
       ->group(kGroupRun);
   app.add_flag("--no-memory-check", flags.no_memory_check,
@@ -93,7 +93,8 @@ void add_options(CLI::App& app, Flags& flags) {
 
   const char* const kGroupBatch = "Batch and learning rate";
   app.add_option("--batch", flags.batch, "Sequences per step over all ranks [8]")->group(kGroupBatch);
-  app.add_option("--micro-batch", flags.micro_batch, "Sequences per rank and pass [at most 8]")
+  app.add_option("--micro-batch", flags.micro_batch,
+                 "Sequences per rank and pass [the most up to 8 that divide a dp rank's]")
       ->group(kGroupBatch);
   app.add_option("--seq", flags.seq, "Tokens per sequence [the model's context]")->group(kGroupBatch);
   app.add_option("--lr", flags.lr, "Largest learning rate [0.001]")->group(kGroupBatch);
@@ -148,12 +149,14 @@ void add_options(CLI::App& app, Flags& flags) {
       ->group(kGroupReports);
   app.add_option("--eval-tokens", flags.eval_tokens, "Validation tokens looked at each time; 0: all [65536]")
       ->group(kGroupReports);
-  app.add_option("--log", flags.log, "JSON lines, one object a step")
+  app.add_option("--log", flags.log, "JSON lines, one object a step [none]")
       ->type_name("FILE")
       ->group(kGroupReports);
   app.add_flag("--comm-summary", flags.comm_summary, "At the end, a table of what rank 0 sent in a step")
       ->group(kGroupReports);
-  app.add_option("--csv", flags.csv, "The same as a table")->type_name("FILE")->group(kGroupReports);
+  app.add_option("--csv", flags.csv, "The same as a table, with a header [none]")
+      ->type_name("FILE")
+      ->group(kGroupReports);
   app.add_option("--progress", flags.progress,
                  "auto (a bar on a terminal, lines elsewhere), bar, lines or none (results alone) [auto]")
       ->type_name("TEXT")

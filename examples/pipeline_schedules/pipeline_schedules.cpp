@@ -61,18 +61,21 @@ int main(int argc, char** argv) {
   app.add_option("--schedule", options.schedule, fmt::format("{}", fmt::join(dist::schedule_names(), ", ")));
   app.add_option("--ranks,--stages", options.size.ranks, "Ranks of the pipeline")
       ->check(examples::at_least(1));
-  app.add_option("--micro-batches", options.size.micro_batches, "In one step")->check(examples::at_least(1));
+  app.add_option("--micro-batches", options.size.micro_batches, "Micro-batches of one step")
+      ->check(examples::at_least(1));
   app.add_option("--chunks", options.size.chunks, "Stages on each rank; 0: what the schedule has by itself")
       ->check(examples::at_least(0));
-  app.add_option("--forward", options.cost.forward, "Time of a micro-batch, forward in a rank's layers")
+  app.add_option("--forward", options.cost.forward,
+                 "Time of a micro-batch, forward in a rank's layers, in units of your choice")
       ->check(examples::at_least(0));
   app.add_option("--backward-input", options.cost.backward_input, "... backward to their input")
       ->check(examples::at_least(0));
   app.add_option("--backward-weight", options.cost.backward_weight, "... and to their weights")
       ->check(examples::at_least(0));
   app.add_option("--transfer", options.cost.transfer, "Time of a message")->check(examples::at_least(0));
-  app.add_option("--width", options.drawing.width, "Columns")->check(examples::at_least(20));
-  app.add_option("--list", options.list, "Lists what this rank does, messages included, instead of a picture")
+  app.add_option("--width", options.drawing.width, "Columns of the picture")->check(examples::at_least(20));
+  app.add_option("--list", options.list,
+                 "Lists what this rank does, messages included, instead of a picture [none]")
       ->check(examples::at_least(0));
   app.add_flag("--compare", options.compare, "All schedules, a line each, instead of a picture");
   examples::parse_or_exit(app, argc, argv);

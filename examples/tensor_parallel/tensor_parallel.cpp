@@ -81,7 +81,7 @@ int main(int argc, char** argv) {
   std::string forgotten;
   CLI::App app{"A module of one's own over tensor-parallel ranks.", "tensor_parallel"};
   app.add_option("--ranks", options.ranks, "Ranks as threads of this process; not under mpiexec [1]");
-  app.add_option("--forget", forgotten, "A line of the plan to leave out: enter, up or down")
+  app.add_option("--forget", forgotten, "A line of the plan to leave out: enter, up or down [none]")
       ->check(CLI::IsMember({"enter", "up", "down"}));
   examples::parse_or_exit(app, argc, argv);
   return dist::run(options, [&](dist::Job& job) { program(job, forgotten); });

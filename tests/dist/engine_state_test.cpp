@@ -148,7 +148,7 @@ TEST(EngineState, IsUnchangedByACheckpointThatDoesNotFit) {
                         Case{"negative scale", kModel, "AdamW", "-1 0 1", "not one of a run"},
                         Case{"width", "layers=2,heads=2,width=16,context=6", "AdamW", "8 0 1", "the model's"},
                         Case{"fewer layers", "layers=1,heads=2,width=8,context=6", "AdamW", "8 0 1", "h.1"},
-                        Case{"optimizer", kModel, "Lion", "8 0 1", "load_state"}}) {
+                        Case{"optimizer", kModel, "Lion", "8 0 1", "optimizer state"}}) {
     SCOPED_TRACE(c.name);
     const data::TemporaryFolder folder;
     run_thread_ranks(2, [&](Job& job) {

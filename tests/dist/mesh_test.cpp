@@ -28,6 +28,7 @@ TEST(MeshShape, IsTheSameInWhateverOrderItIsSpelled) {
   EXPECT_EQ(shape.num_ranks(), 24);
   EXPECT_EQ(shape[kCp], 1);
   EXPECT_EQ(MeshShape::parse("").to_string(), "dp=1");
+  EXPECT_EQ(MeshShape::parse(" pp=3, dp = 4 ,tp=\t2"), shape) << "blanks say nothing";
 }
 
 TEST(MeshShape, CountsPositionsThroughTheInnermostAxisFirst) {

@@ -186,6 +186,9 @@ TEST_F(BadInput, OnOneRankEndsAllWithTheCausePrintedOnce) {
       EXPECT_NE(first, std::string::npos) << launcher << c.name << ": " << outcome.all();
       EXPECT_EQ(outcome.err.find(c.message, first + 1), std::string::npos)
           << launcher << c.name << ": " << outcome.all();
+      const std::size_t hint = outcome.err.find("docs/config.md (keys)");
+      EXPECT_EQ(hint == std::string::npos, c.name == std::string("unknown flag")) << outcome.err;
+      EXPECT_EQ(outcome.err.find("docs/config.md (keys)", hint + 1), std::string::npos) << outcome.err;
       EXPECT_LT(outcome.seconds, 20) << launcher << c.name;
     }
   }

@@ -96,6 +96,20 @@ TEST_F(ProgramOptions, ThatDifferBetweenRanksEndTheRunBeforeItBegins) {
   }
 }
 
+// Of what takes a value: "=value", "[value]", or that it must be given.
+TEST_F(ProgramOptions, ShowTheirDefaultsInTheHelp) {
+  for (const char* program : {"gpt2_prepare", "gpt2_train", "gpt2_generate", "gpt2_evaluate", "mlp"}) {
+    const std::string help = run(std::string(program) + " --help").out;
+    const std::regex option("\n  (--[a-z-]+) ([A-Z]+\\S*)(( |\n      )[^\n]*)*");
+    int found = 0;
+    for (std::sregex_iterator i(help.begin(), help.end(), option), end; i != end; ++i, ++found) {
+      const std::string text = i->str();
+      EXPECT_TRUE(std::regex_search(text, std::regex("[A-Z}]=|\\[[^\\]]+\\]|REQUIRED"))) << program << text;
+    }
+    EXPECT_GE(found, 3) << program << help;
+  }
+}
+
 // Each is a key, or the key that is meant is named: nobody is sent to the wrong one.
 TEST_F(ProgramOptions, AsKeysOfTheConfigFileAreReadOrExplained) {
   const Outcome help = run("gpt2_train --help");
