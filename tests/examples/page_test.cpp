@@ -1,5 +1,7 @@
-// The commands of docs/examples.md work as they stand there; those of docs/pipelines.md print what stands
-// below them.
+// The commands of docs/examples.md work as they stand there, and then those of other pages that use its
+// folder; those of docs/pipelines.md print what stands below them.
+
+#include <regex>
 
 #include "tests/examples/workplace.h"
 
@@ -8,7 +10,7 @@ namespace {
 
 class Page : public Workplace {};
 
-TEST_F(Page, OfTheExamplesHasCommandsThatWork) {
+TEST_F(Page, OfTheExamplesAndThoseAfterItHaveCommandsThatWork) {
   if (!has_mpi()) GTEST_SKIP() << "built without MPI, and the page uses mpiexec";
   const std::filesystem::path source = TESSERA_SOURCE_DIR;
   std::filesystem::create_directories(folder_ / "build/release");
@@ -16,19 +18,32 @@ TEST_F(Page, OfTheExamplesHasCommandsThatWork) {
   std::filesystem::create_directory_symlink(source / "docs", folder_ / "docs");
   std::string script = "set -e\nmpiexec() { " TESSERA_MPIEXEC " \"$@\"; }\n";
   int num_commands = 0;
-  std::istringstream page(read_file(source / "docs/examples.md"));
-  for (std::string line; std::getline(page, line);) {
-    if (!line.starts_with("    $ ")) continue;
-    script += "echo '" + line.substr(4) + "' >&2\n" + line.substr(6) + "\n";
-    ++num_commands;
-  }
-  EXPECT_GE(num_commands, 12);
+  const auto add_commands = [&](const std::string& name, const std::string& with) {
+    std::istringstream page(read_file(source / "docs" / name));
+    for (std::string line; std::getline(page, line);) {
+      if (!line.starts_with("    $ ") || line.find(with) == std::string::npos) continue;
+      script += "echo '" + std::regex_replace(line.substr(4), std::regex("'"), "") + "' >&2\n" +
+                line.substr(6) + "\n";
+      ++num_commands;
+    }
+  };
+  add_commands("examples.md", "");
+  // What other pages do with the folder that this one made, one after the other.
+  add_commands("config.md", "");
+  for (const char* name : {"nn.md", "recomputation.md", "pipelines.md", "dry_run.md", "invariance.md"})
+    add_commands(name, "gpt2_");
+  EXPECT_GE(num_commands, 24);
   write_file(folder_ / "page.sh", script);
   Child child({"sh", "page.sh"}, {.folder = folder_.path()});
   const Outcome outcome = child.wait(240s);
   EXPECT_EQ(outcome.status, 0) << outcome.all();
   EXPECT_NE(outcome.out.find("resuming after step 60"), std::string::npos) << outcome.out;
   EXPECT_EQ(read_log("run/log.jsonl").size(), 80u);
+  const std::regex hash("parameters have the hash ([0-9a-f]+)");
+  const std::vector<std::string> hashes(
+      std::sregex_token_iterator(outcome.out.begin(), outcome.out.end(), hash, 1), {});
+  ASSERT_EQ(hashes.size(), 2u) << outcome.out;
+  EXPECT_EQ(hashes[0], hashes[1]) << "docs/invariance.md says so";
 }
 
 // Commands of one line with their output below them, as far as it is indented.
