@@ -68,12 +68,14 @@ Settings settings_of_engine(const nn::LanguageModel& model, const Config& config
 struct Engine::Parts {
   Parts(nn::LanguageModel& model, const Config& config, const Mesh& mesh, const EngineOptions& options)
       : sequences(cut_sequences(config, mesh, options.seq == 0 ? model.context() : options.seq)),
+        part_parameters(mesh.size(kPp) > 1 ? count_parameters(model) : std::vector<double>()),
         laid_out(lay_out_for_engine(model, config, mesh, options)),
-        pipeline(make_pipeline(model, config, mesh, options)),
+        pipeline(make_pipeline(model, config, mesh, options, part_parameters)),
         scaler(make_scaler(config)) {}
 
   SequenceCut sequences;
   std::shared_ptr<const std::vector<std::int64_t>> token_positions{};  // null where sequences are not cut
+  std::vector<double> part_parameters;  // before tp cuts them: each rank would have counts of its own
   LaidOut laid_out;
   std::unique_ptr<Pipeline> pipeline;  // null where pp is 1
   std::unique_ptr<Zero> zero{};

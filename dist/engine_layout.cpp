@@ -128,7 +128,7 @@ std::string split_refusal(const Config& config, const Mesh& mesh) {
 }  // namespace
 
 std::unique_ptr<Pipeline> make_pipeline(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
-                                        const EngineOptions& options) {
+                                        const EngineOptions& options, std::vector<double> part_parameters) {
   if (mesh.size(MeshAxis::kPp) == 1) return nullptr;
   auto pipeline =
       std::make_unique<Pipeline>(model, mesh,
@@ -136,6 +136,7 @@ std::unique_ptr<Pipeline> make_pipeline(nn::LanguageModel& model, const Config& 
                                                  .custom_schedule = options.pipeline_schedule,
                                                  .chunks = static_cast<int>(config.pipeline.chunks),
                                                  .partition = parse_partition(config.pipeline.partition),
+                                                 .part_parameters = std::move(part_parameters),
                                                  .part_seconds = options.part_seconds,
                                                  .sequence_parallel = config.sequence_parallel,
                                                  .split_refusal = split_refusal(config, mesh)});

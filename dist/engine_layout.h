@@ -32,9 +32,10 @@ void replace_attention(nn::LanguageModel& model, const Config& config, const Mes
 
 void set_recomputation(nn::LanguageModel& model, const Config& config, const Mesh& mesh);
 
-/// Null where pp is 1.
+/// Null where pp is 1. `part_parameters`: as in PipelineOptions.
 [[nodiscard]] std::unique_ptr<Pipeline> make_pipeline(nn::LanguageModel& model, const Config& config,
-                                                      const Mesh& mesh, const EngineOptions& options);
+                                                      const Mesh& mesh, const EngineOptions& options,
+                                                      std::vector<double> part_parameters);
 
 /// `laid_out` and `pipeline` (may be null) outlive what is made with these options.
 [[nodiscard]] ZeroOptions zero_options(const Config& config, const Mesh& mesh, const LaidOut& laid_out,

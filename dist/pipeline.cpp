@@ -39,7 +39,8 @@ Pipeline::Pipeline(nn::LanguageModel& model, const Mesh& mesh, PipelineOptions o
       stages_ = cut_uniformly(static_cast<std::int64_t>(model.blocks().size()), num_stages);
       break;
     case PipelinePartition::kParameters:
-      stages_ = cut_into_stages(count_parameters(model), num_stages);
+      if (options_.part_parameters.empty()) options_.part_parameters = count_parameters(model);
+      stages_ = cut_into_stages(options_.part_parameters, num_stages);
       break;
     case PipelinePartition::kTime:
       check_part_seconds();

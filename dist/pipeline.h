@@ -35,6 +35,9 @@ struct PipelineOptions {
   std::function<Schedule(const PipelineSize&)> custom_schedule = nullptr;
   int chunks = 0;  ///< stages on each rank; 0: what the schedule has by itself
   PipelinePartition partition = PipelinePartition::kParameters;
+  /// For kParameters: count_parameters of the model before tp cut it, since ranks have pieces of different
+  /// sizes of it. Empty: the model is whole.
+  std::vector<double> part_parameters{};
   std::vector<double> part_seconds{};  ///< for kTime: of embedding, each block, head; rank 0's count
   bool sequence_parallel = false;      ///< hidden states are cut over tp, too
   std::string split_refusal{};         ///< why schedules that split backward are refused; empty: they are not

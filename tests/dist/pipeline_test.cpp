@@ -636,6 +636,26 @@ TEST(Pipeline, TakesOneRanksSecondsForAll) {
   });
 }
 
+// One head for two tensor-parallel ranks: the second has nothing of the attention, so its blocks are small
+// beside its embedding. Ranks that cut by what they hold would wait for each other in different stages.
+TEST(Pipeline, CutsStagesAlikeWhereTensorRanksHoldPiecesOfDifferentSizes) {
+  const char* const model = "layers=6,heads=1,width=4,context=9";
+  const auto stages = [model](const char* row) {
+    const Config config = read(row);
+    std::vector<std::string> cuts(static_cast<std::size_t>(config.mesh.num_ranks()));
+    run_thread_ranks(config.mesh.num_ranks(), [&](Job& job) {
+      Rank rank(job, config.mesh, model);
+      Engine engine(*rank.model, config, rank.mesh);
+      cuts[static_cast<std::size_t>(job.rank())] = to_string(engine.pipeline()->stages());
+    });
+    return cuts;
+  };
+  for (const char* schedule : {"1f1b", "interleaved", "zb-v"}) {
+    const std::string whole = stages(fmt::format("pp=2 schedule={}", schedule).c_str()).front();
+    EXPECT_EQ(stages(fmt::format("pp=2,tp=2 schedule={}", schedule).c_str()), std::vector(4, whole));
+  }
+}
+
 // A model with a parameter of its own, and with its blocks in a container.
 class OddModel final : public nn::LanguageModel {
  public:
