@@ -167,9 +167,10 @@ std::string names_of(const RankClass& ranks, int num_places) {
       num_places == 1 ? ""
                       : fmt::format("pp {}: ", ranks.first.rank / (ranks.last_rank - ranks.first_rank + 1));
   if (ranks.first_rank == ranks.last_rank) return fmt::format("{}rank {}", place, ranks.first_rank);
-  return fmt::format("{}ranks {} to {}: {}", place, ranks.first_rank, ranks.last_rank,
-                     ranks.last ? "the first and the last one, between which the others lie"
-                                : "the first one; the last one does the same");
+  return fmt::format(
+      "{}ranks {} to {}: {}", place, ranks.first_rank, ranks.last_rank,
+      ranks.last ? "the first and the last one; the others are like them, but for what does not divide"
+                 : "the first one; the last one does the same");
 }
 
 }  // namespace

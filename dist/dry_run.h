@@ -65,8 +65,10 @@ struct RankStep {
 /// Ranks that differ in nothing that the dry run sees, or in little.
 struct RankClass {
   int first_rank = 0, last_rank = 0;  ///< neighbours: those of one place on pp
-  /// Of the first rank, which has the largest pieces where sizes do not divide; and of the last one, where
-  /// anything differs from it.
+  /// Of the first rank; and of the last one, where anything differs from it. Where heads, hidden units,
+  /// vocabulary or samples do not divide, the first has the largest pieces and the last the smallest. Others
+  /// are cut otherwise (tokens of a ring, slices of ZeRO, matrices of Muon): a rank between may hold a little
+  /// more than both. dry_run_rank tells of any.
   RankStep first;
   std::optional<RankStep> last;
 };

@@ -40,7 +40,8 @@ void print_dry_run(const TrainOptions& options) {
         "--dry-run: nothing is computed, so no block's time is known; --partition parameters or uniform "
         "works");
   }
-  dry.mesh = dist::resolve_mesh(dry.config, options.world.value_or(options.config.mesh.num_ranks()));
+  const int mesh_ranks = options.config.mesh.num_ranks();
+  dry.mesh = dist::resolve_mesh(dry.config, options.world.value_or(options.job.ranks.value_or(mesh_ranks)));
   const std::int64_t vocab = vocabulary(options);
   std::string description;
   dry.make_model = [&] {

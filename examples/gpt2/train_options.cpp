@@ -142,7 +142,7 @@ void add_options(CLI::App& app, Flags& flags) {
          "Trains nothing: prints what a step of --world ranks holds, sends and computes, by the program "
          "itself on tensors without data")
       ->group(kGroupReports);
-  app.add_option("--world", flags.world, "Ranks of the dry run [as many as --mesh has]")
+  app.add_option("--world", flags.world, "Ranks of the dry run [--ranks, or as many as --mesh has]")
       ->check(examples::at_least(1))
       ->group(kGroupReports);
   app.add_option("--eval-every", flags.eval_every, "Steps between validation losses; 0: only at the end [0]")

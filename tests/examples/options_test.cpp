@@ -156,6 +156,21 @@ TEST_F(ProgramOptions, OfTheConfigFileAndFlagsMayNotContradictEachOther) {
   EXPECT_FALSE(std::filesystem::exists(folder_ / "run"));
 }
 
+// What one would run with these flags is what a dry run is of; --world asks about another number.
+TEST_F(ProgramOptions, OfADryRunSayHowManyRanksItHas) {
+  const std::string program =
+      "gpt2_train --dry-run --zero 3 --batch 12 --model layers=2,heads=2,width=16,context=16 ";
+  for (const auto& [flags, ranks] : std::vector<std::pair<const char*, const char*>>{
+           {"", "of 1 rank,"},
+           {"--ranks 4", "of 4 ranks,"},
+           {"--mesh dp=2,tp=2", "of 4 ranks,"},
+           {"--ranks 4 --mesh tp=2 --world 12", "of 12 ranks,"}}) {
+    const Outcome outcome = run(program + flags);
+    EXPECT_EQ(outcome.status, 0) << outcome.all();
+    EXPECT_NE(outcome.out.find(ranks), std::string::npos) << flags << ": " << outcome.all();
+  }
+}
+
 TEST_F(ProgramOptions, ChooseAmongModels) {
   struct Case {
     const char* model;
