@@ -38,8 +38,8 @@ struct LeafRange {
 
 /// The sum of the leaves of one rank, which come in order, as a list of nodes.
 ///
-/// Memory    A tensor for each node that waits for its neighbour: at most 1 + ⌊log₂ of the run⌋, and two for
-///           each level of the tree at the end where the run starts in the middle of it.
+/// Memory    A tensor for each node that waits for its neighbour: of n > 1 leaves at most 2·⌊log₂ n⌋; where
+///           the run begins at 0, 1 + ⌊log₂ n⌋.
 class TreeAccumulator {
  public:
   TreeAccumulator() = default;

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "autograd/ops.h"
@@ -47,6 +48,22 @@ TEST(TreeSum, NamesTheLargestNodesOfARun) {
   EXPECT_TRUE(is_tree_node({4, 7}, 7));
   EXPECT_FALSE(is_tree_node({4, 7}, 8));
   EXPECT_FALSE(is_tree_node({2, 6}, 8));
+}
+
+// What a rank keeps of its samples' gradients, as docs/invariance.md says.
+TEST(TreeSum, HasFewNodesForARun) {
+  // The third of four ranks that share 25 samples: [13, 14), [14, 16), [16, 18), [18, 19).
+  EXPECT_EQ(tree_nodes({13, 19}, 25).size(), 4u);
+  for (std::int64_t num_leaves = 1; num_leaves <= 70; ++num_leaves) {
+    for (std::int64_t begin = 0; begin < num_leaves; ++begin) {
+      for (std::int64_t end = begin + 1; end <= num_leaves; ++end) {
+        const int levels = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(end - begin))) - 1;
+        const int most = begin == 0 ? 1 + levels : std::max(1, 2 * levels);
+        ASSERT_LE(tree_nodes({begin, end}, num_leaves).size(), static_cast<std::size_t>(most))
+            << '[' << begin << ", " << end << ") of " << num_leaves;
+      }
+    }
+  }
 }
 
 // Leaves 0 ... 16, cut between ranks as evenly as possible, and unevenly with ranks that have none.
