@@ -26,6 +26,13 @@ kernels::OpCounts difference(const kernels::OpCounts& after, const kernels::OpCo
           .bytes_written = after.bytes_written - before.bytes_written};
 }
 
+kernels::CountsByKind difference(const kernels::CountsByKind& after, const kernels::CountsByKind& before) {
+  kernels::CountsByKind result;
+  for (std::size_t kind = 0; kind < result.size(); ++kind)
+    result[kind] = difference(after[kind], before[kind]);
+  return result;
+}
+
 // One rank with all that it needs. The engine goes before the model and the mesh, all before the context.
 class Rank {
  public:
@@ -48,8 +55,10 @@ class Rank {
     step.rank = context_.rank;
     for (int i = 0; i < options.steps; ++i) {
       const kernels::OpCounts before = context_.kernels.counts;
+      const kernels::CountsByKind before_by_kind = context_.kernels.counts_by_kind;
       StepReport report = engine_->train_step(nullptr, options.num_samples);
       step.counts = difference(context_.kernels.counts, before);
+      step.counts_by_kind = difference(context_.kernels.counts_by_kind, before_by_kind);
       step.traffic = std::move(report.traffic);
     }
     step.memory = engine_->memory();

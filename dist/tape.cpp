@@ -73,6 +73,7 @@ std::uint64_t Tape::begin(TapeEntry entry) {
   TapeTotal& total = totals_[{entry.group, entry.op}];
   total.group = entry.group;
   total.op = entry.op;
+  total.num_ranks = entry.num_ranks;
   total.calls += 1;
   total.elements += entry.elements;
   total.sent_bytes += entry.sent_bytes;

@@ -76,6 +76,7 @@ struct TapeEntry {
 struct TapeTotal {
   std::string group;
   Collective op = Collective::kBarrier;
+  int num_ranks = 1;  ///< of the group
   std::int64_t calls = 0;
   std::int64_t elements = 0;
   std::int64_t sent_bytes = 0;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -13,6 +14,16 @@ struct OpCounts {
   std::uint64_t bytes_read = 0;
   std::uint64_t bytes_written = 0;
 };
+
+/// Kernels that go about as fast as each other: what an operation or a byte costs depends on it.
+enum class KernelKind : std::uint8_t {
+  kOther,      ///< bound by memory, mostly
+  kProduct,    ///< of matrices
+  kAttention,  ///< products of small tiles, and exponentials
+  kUpdate,     ///< of parameters by an optimizer
+};
+inline constexpr std::size_t kNumKernelKinds = 4;
+using CountsByKind = std::array<OpCounts, kNumKernelKinds>;
 
 /// Where kernels take scratch memory from: the rank's allocator, so that it is counted as workspace.
 class WorkspaceSource {
@@ -33,6 +44,7 @@ class DeviceCache {
 struct KernelContext {
   int num_threads = 1;                          ///< threads of one parallel loop of this rank
   OpCounts counts;                              ///< filled by the meta device
+  CountsByKind counts_by_kind;                  ///< the same, by KernelKind
   WorkspaceSource* workspace_source = nullptr;  ///< null: the system's aligned allocation
   std::unique_ptr<DeviceCache> cpu_cache;
   /// Matrix products by Tessera's own loops alone: an element depends on its row of a, its column of b and K,

@@ -26,14 +26,14 @@ class MetaAttention final : public Attention {
   // speeds are stated; causal attention counts the visible pairs only.
   void attention(const ConstView& q, const ConstView& k, const ConstView& v, const AttentionOptions& options,
                  const View& o, const View& lse) const override {
-    Count().flops(4 * products(q, k, options.causal)).reads(q).reads(k).reads(v).writes(o).writes(lse);
+    Count(KernelKind::kAttention).flops(4 * products(q, k, options.causal)).reads(q).reads(k).reads(v).writes(o).writes(lse);
   }
 
   // 10·T·S·K per head: five products: q·kᵀ again, dp = do·vᵀ, dv = pᵀ·do, dq = ds·k, dk = dsᵀ·q.
   void attention_backward(const ConstView& d_o, const ConstView& q, const ConstView& k, const ConstView& v,
                           const ConstView& o, const ConstView& lse, const AttentionOptions& options,
                           const View& dq, const View& dk, const View& dv) const override {
-    Count()
+    Count(KernelKind::kAttention)
         .flops(10 * products(q, k, options.causal))
         .reads(d_o)
         .reads(q)

@@ -29,16 +29,20 @@ template <class Pointer>
   return is_floating(dtype) ? operations : 0;
 }
 
-/// Adds one call to the rank's counts:
+/// Adds one call to the rank's counts, those of all kernels and those of its kind:
 ///
 ///     Count().flops(2 * m * n * k).reads(a).reads(b).writes(c);
 class Count {
  public:
-  Count() : counts_(kernel_context().counts) { ++counts_.calls; }
+  explicit Count(KernelKind kind = KernelKind::kOther)
+      : all_(kernel_context().counts),
+        of_kind_(kernel_context().counts_by_kind[static_cast<std::size_t>(kind)]) {
+    add(&OpCounts::calls, 1);
+  }
 
-  Count& flops(std::int64_t operations) { return add(counts_.flops, operations); }
-  Count& reads_bytes(std::int64_t bytes) { return add(counts_.bytes_read, bytes); }
-  Count& writes_bytes(std::int64_t bytes) { return add(counts_.bytes_written, bytes); }
+  Count& flops(std::int64_t operations) { return add(&OpCounts::flops, operations); }
+  Count& reads_bytes(std::int64_t bytes) { return add(&OpCounts::bytes_read, bytes); }
+  Count& writes_bytes(std::int64_t bytes) { return add(&OpCounts::bytes_written, bytes); }
 
   template <class Pointer>
   Count& reads(const BasicView<Pointer>& view) {
@@ -64,12 +68,14 @@ class Count {
   }
 
  private:
-  Count& add(std::uint64_t& sum, std::int64_t amount) {
-    sum += static_cast<std::uint64_t>(amount);
+  Count& add(std::uint64_t OpCounts::*sum, std::int64_t amount) {
+    all_.*sum += static_cast<std::uint64_t>(amount);
+    of_kind_.*sum += static_cast<std::uint64_t>(amount);
     return *this;
   }
 
-  OpCounts& counts_;
+  OpCounts& all_;
+  OpCounts& of_kind_;
 };
 
 }  // namespace tessera::kernels::meta_device

@@ -11,7 +11,7 @@ class MetaMatmul final : public Matmul {
   void matmul(const ConstView& a, const ConstView& b, const View& c, const Options& options) const override {
     const std::int64_t k = a.shape[a.dims - 1];
     const std::int64_t additions = (options.bias != nullptr ? 1 : 0) + (options.accumulate ? 1 : 0);
-    Count count;
+    Count count(KernelKind::kProduct);
     count.flops((2 * k + additions) * c.num_elements()).reads(a).reads(b).writes(c);
     if (options.bias != nullptr) count.reads(*options.bias);
     if (options.accumulate) count.reads(c);

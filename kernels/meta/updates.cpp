@@ -17,7 +17,7 @@ class MetaUpdates final : public Updates {
   // else 2 (added to g).
   void adam(std::span<const UpdateItem> items, const AdamOptions& options) const override {
     const std::int64_t decay = options.weight_decay == 0.0 ? 0 : options.decoupled ? 1 : 2;
-    Count count;
+    Count count(KernelKind::kUpdate);
     for (const UpdateItem& item : items) {
       count.flops((15 + decay) * item.parameter.num_elements()).reads(item.grad);
       count.updates(item.parameter).updates(item.moment1).updates(item.moment2);
@@ -32,7 +32,7 @@ class MetaUpdates final : public Updates {
     const std::int64_t per_element = 3 + (options.weight_decay != 0.0 ? 2 : 0) +
                                      (has_velocity && !options.first_step ? 3 : 0) +
                                      (has_velocity && options.nesterov ? 2 : 0);
-    Count count;
+    Count count(KernelKind::kUpdate);
     for (const UpdateItem& item : items) {
       count.flops(per_element * item.parameter.num_elements()).reads(item.grad).updates(item.parameter);
       if (has_velocity) count.writes(item.moment1);
@@ -55,7 +55,7 @@ class MetaUpdates final : public Updates {
   // Adam's 8 for g, m and v; the direction (below); two squares, added up 4.
   void lamb_moments(std::span<const UpdateItem> items, const AdamOptions& options,
                     std::span<LambSquares> squares) const override {
-    Count count;
+    Count count(KernelKind::kUpdate);
     for (const UpdateItem& item : items) {
       count.flops((8 + direction_flops(options) + 4) * item.parameter.num_elements());
       count.reads(item.grad).reads(item.parameter).updates(item.moment1).updates(item.moment2);
@@ -66,7 +66,7 @@ class MetaUpdates final : public Updates {
   // The direction, · lr · trust, subtract 2.
   void lamb(std::span<const UpdateItem> items, const AdamOptions& options,
             std::span<const double> /*trust*/) const override {
-    Count count;
+    Count count(KernelKind::kUpdate);
     for (const UpdateItem& item : items) {
       count.flops((direction_flops(options) + 2) * item.parameter.num_elements());
       count.updates(item.parameter).reads(item.moment1).reads(item.moment2);
@@ -81,7 +81,7 @@ class MetaUpdates final : public Updates {
   }
 
   static void count_one_moment(std::span<const UpdateItem> items, std::int64_t per_element) {
-    Count count;
+    Count count(KernelKind::kUpdate);
     for (const UpdateItem& item : items) {
       count.flops(per_element * item.parameter.num_elements()).reads(item.grad);
       count.updates(item.parameter).updates(item.moment1);
