@@ -41,6 +41,7 @@
 #include "dist/same_settings.h"
 #include "dist/sequence_cut.h"
 #include "dist/tensor_parallel.h"
+#include "dist/time_model.h"
 #include "dist/time_split.h"
 #include "dist/ulysses.h"
 #include "dist/vocab_parallel.h"

@@ -145,6 +145,12 @@ ConfigFile ConfigFile::section(const std::string& key) {
 
 bool ConfigFile::contains(const std::string& key) const { return object_->json.contains(key); }
 
+std::vector<std::string> ConfigFile::keys() const {
+  std::vector<std::string> result;
+  for (const auto& [key, value] : object_->json.items()) result.push_back(key);
+  return result;
+}
+
 void ConfigFile::explain(const std::string& key, const std::string& advice) {
   object_->explained[key] = advice;
 }

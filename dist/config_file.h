@@ -41,6 +41,8 @@ class ConfigFile {
   /// what is known of it.
   [[nodiscard]] ConfigFile section(const std::string& key);
   [[nodiscard]] bool contains(const std::string& key) const;
+  /// Those of this object, in the order of the file; asking makes none known.
+  [[nodiscard]] std::vector<std::string> keys() const;
 
   /// Throws unless every key of this object and of the sections taken from it was read. `reason`, if there is
   /// one, is given in place of the nearest key.

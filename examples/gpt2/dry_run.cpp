@@ -10,6 +10,7 @@
 #include "dist/dry_run.h"
 #include "dist/pipeline_drawing.h"
 #include "dist/pipeline_simulation.h"
+#include "dist/time_model.h"
 #include "examples/gpt2/trainer.h"
 #include "kernels/error.h"
 #include "kernels/readable.h"
@@ -32,6 +33,8 @@ std::int64_t vocabulary(const TrainOptions& options) {
 }  // namespace
 
 void print_dry_run(const TrainOptions& options) {
+  std::optional<dist::Rates> rates;
+  if (!options.rates.empty()) rates = dist::Rates::load(options.rates);
   dist::DryRunOptions dry;
   dry.config = options.config;
   dry.config.batch = with_default_batch(options.config.batch);
@@ -59,6 +62,7 @@ void print_dry_run(const TrainOptions& options) {
              name(options.config.dtype));
   fmt::print("{}", dist::describe(dry.config, run.mesh, run.batch));
   fmt::print("{}", dist::describe(run));
+  if (rates) fmt::print("{}", dist::describe(run, *rates));
   if (options.print_schedule && run.schedule) {
     const dist::StageCost cost = dist::StageCost{}.per_chunk(run.schedule->num_chunks);
     fmt::print("{}", dist::draw(*run.schedule, dist::simulate(*run.schedule, cost)));

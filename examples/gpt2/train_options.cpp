@@ -39,6 +39,7 @@ struct Flags {
   std::optional<double> lr, min_lr, weight_decay, clip, dropout;
   std::optional<std::uint64_t> seed;
   std::optional<int> ranks, threads, zero, chunks, world;
+  std::string rates;
   bool resume = false, comm_summary = false, print_schedule = false, dry_run = false, no_memory_check = false;
 };
 
@@ -145,6 +146,10 @@ void add_options(CLI::App& app, Flags& flags) {
   app.add_option("--world", flags.world, "Ranks of the dry run [--ranks, or as many as --mesh has]")
       ->check(examples::at_least(1))
       ->group(kGroupReports);
+  app.add_option("--rates", flags.rates,
+                 "Tell how long a step of the dry run takes at the rates in this file (docs/dry_run.md)")
+      ->type_name("FILE")
+      ->group(kGroupReports);
   app.add_option("--eval-every", flags.eval_every, "Steps between validation losses; 0: only at the end [0]")
       ->group(kGroupReports);
   app.add_option("--eval-tokens", flags.eval_tokens, "Validation tokens looked at each time; 0: all [65536]")
@@ -220,7 +225,7 @@ void explain_flags(ConfigFile& file) {
   file.explain("chunks", R"(write "pipeline": {"chunks": 2})");
   file.explain("partition", R"(write "pipeline": {"partition": "uniform"})");
   file.explain("no_memory_check", R"(write "memory_check": false)");
-  for (const char* flag : {"config", "dry_run", "world"}) file.explain(flag, "give it on the command line");
+  for (const char* flag : {"config", "dry_run", "world", "rates"}) file.explain(flag, "give it on the command line");
 }
 
 // The member of `names` that `word` names.
@@ -293,6 +298,7 @@ void apply_flags(const Flags& flags, TrainOptions& options) {
   options.dry_run = options.dry_run || flags.dry_run;
   if (flags.world) options.world = flags.world;
   if (flags.no_memory_check) options.config.memory_check = false;
+  options.rates = flags.rates;
   options.comm_summary = options.comm_summary || flags.comm_summary;
   options.resume = options.resume || flags.resume;
   if (flags.dtype) options.config.dtype = choose("dtype", kDTypes, *flags.dtype);
@@ -435,6 +441,8 @@ TrainOptions parse_train_options(int argc, char** argv) {
   }
   if (options.world && !options.dry_run)
     throw ConfigError("--world: says how many ranks a --dry-run has; a run has --ranks, or mpiexec's");
+  if (!options.rates.empty() && !options.dry_run)
+    throw ConfigError("--rates: foretells the time of a --dry-run; a run shows its own");
   if (options.dropout) options.model += fmt::format(",dropout={}", *options.dropout);
   return options;
 }

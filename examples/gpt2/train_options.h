@@ -40,6 +40,7 @@ struct TrainOptions {
   bool resume = false;
   bool dry_run = false;         ///< print what a step holds and sends on `world` ranks, and train nothing
   std::optional<int> world;     ///< of the dry run; default: as many as the mesh has
+  std::filesystem::path rates;  ///< of kernels and links, for the dry run's step time; empty: none is told
   bool print_schedule = false;  ///< draw the pipeline's schedule at the start
   bool comm_summary = false;    ///< at the end, a table of what a step sent
   std::filesystem::path log;    ///< JSON lines; empty: none
