@@ -62,31 +62,58 @@ std::int64_t longest_list(const LeafOwners& owners) {
 
 // --- On one rank -------------------------------------------------------------------------------------------
 
-// As long as the last two nodes are the halves of one, they become it.
-bool TreeAccumulator::add_to_last(const Tensor& value) {
-  const LeafRange leaf{next_, next_ + 1};
-  ++next_;
-  if (ranges_.empty() || !is_tree_node({ranges_.back().begin, leaf.end}, num_leaves_)) {
-    ranges_.push_back(leaf);
-    return false;
-  }
-  nodes_.back().add_scaled(value);
-  ranges_.back().end = leaf.end;
-  while (ranges_.size() > 1 && is_tree_node({ranges_[ranges_.size() - 2].begin, leaf.end}, num_leaves_)) {
-    nodes_[nodes_.size() - 2].add_scaled(nodes_.back());
-    ranges_[ranges_.size() - 2].end = leaf.end;
-    nodes_.pop_back();
-    ranges_.pop_back();
-  }
-  return true;
+bool TreeAccumulator::are_halves(LeafRange left, LeafRange right) const noexcept {
+  return left.end == right.begin && is_tree_node({left.begin, right.end}, num_leaves_);
 }
 
-void TreeAccumulator::add(const Tensor& value) {
-  if (!add_to_last(value)) nodes_.push_back(value.detach().clone());
+// Two neighbours that make a node are its halves: no other two nodes of the tree do. Which of them is added
+// to which does not matter, for a + b is b + a.
+TreeAccumulator::Place TreeAccumulator::add_to_neighbour(std::int64_t leaf, const Tensor& value) {
+  const LeafRange single{leaf, leaf + 1};
+  auto i = static_cast<std::size_t>(std::ranges::upper_bound(ranges_, leaf, {}, &LeafRange::begin) -
+                                    ranges_.begin());
+  if (leaf < run_.begin || leaf >= run_.end || (i > 0 && leaf < ranges_[i - 1].end)) {
+    throw IndexError(fmt::format("tree sum: leaf {} {} of [{}, {})", leaf,
+                                 leaf < run_.begin || leaf >= run_.end ? "is none" : "came twice, in a sum",
+                                 run_.begin, run_.end));
+  }
+  if (i > 0 && are_halves(ranges_[i - 1], single)) {
+    nodes_[--i].add_scaled(value);
+    ranges_[i].end = single.end;
+  } else if (i < ranges_.size() && are_halves(single, ranges_[i])) {
+    nodes_[i].add_scaled(value);
+    ranges_[i].begin = single.begin;
+  } else {
+    return {.index = i, .is_taken_in = false};
+  }
+  // As long as a neighbour is the other half of a node, the two become it.
+  while (true) {
+    if (i > 0 && are_halves(ranges_[i - 1], ranges_[i])) {
+      --i;
+    } else if (i + 1 == ranges_.size() || !are_halves(ranges_[i], ranges_[i + 1])) {
+      return {.index = i, .is_taken_in = true};
+    }
+    nodes_[i].add_scaled(nodes_[i + 1]);
+    ranges_[i].end = ranges_[i + 1].end;
+    nodes_.erase(nodes_.begin() + static_cast<std::ptrdiff_t>(i) + 1);
+    ranges_.erase(ranges_.begin() + static_cast<std::ptrdiff_t>(i) + 1);
+  }
+}
+
+void TreeAccumulator::insert(std::size_t index, std::int64_t leaf, Tensor value) {
+  ranges_.insert(ranges_.begin() + static_cast<std::ptrdiff_t>(index), {leaf, leaf + 1});
+  nodes_.insert(nodes_.begin() + static_cast<std::ptrdiff_t>(index), std::move(value));
+}
+
+void TreeAccumulator::add_leaf(std::int64_t leaf, const Tensor& value) {
+  const Place place = add_to_neighbour(leaf, value);
+  if (!place.is_taken_in) insert(place.index, leaf, value.detach().clone());
 }
 
 void TreeAccumulator::add(Tensor&& value) {
-  if (!add_to_last(value)) nodes_.push_back(std::move(value));
+  const Place place = add_to_neighbour(next_, value);
+  if (!place.is_taken_in) insert(place.index, next_, std::move(value));
+  ++next_;
 }
 
 // --- Over ranks --------------------------------------------------------------------------------------------

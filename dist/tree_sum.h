@@ -36,27 +36,40 @@ struct LeafRange {
 /// Example   tree_nodes({2, 5}, 7) is [2, 4), [4, 5); tree_nodes({4, 7}, 7) is [4, 7)
 [[nodiscard]] std::vector<LeafRange> tree_nodes(LeafRange run, std::int64_t num_leaves);
 
-/// The sum of the leaves of one rank, which come in order, as a list of nodes.
+/// The sum of the leaves of one rank as a list of nodes. Leaves may come in any order: that of the additions
+/// is the tree's.
 ///
-/// Memory    A tensor for each node that waits for its neighbour: of n > 1 leaves at most 2·⌊log₂ n⌋; where
-///           the run begins at 0, 1 + ⌊log₂ n⌋.
+/// Memory    A tensor for each node that waits for its neighbour. Of n > 1 leaves in their order at most
+///           2·⌊log₂ n⌋; where the run begins at 0, 1 + ⌊log₂ n⌋. In the worst order, half of the leaves.
 class TreeAccumulator {
  public:
   TreeAccumulator() = default;
   /// Of leaves [run.begin, run.end) among `num_leaves`.
-  TreeAccumulator(LeafRange run, std::int64_t num_leaves) : next_(run.begin), num_leaves_(num_leaves) {}
-  /// The next leaf. `value` is copied if it must be kept.
-  void add(const Tensor& value);
+  TreeAccumulator(LeafRange run, std::int64_t num_leaves)
+      : run_(run), next_(run.begin), num_leaves_(num_leaves) {}
+  /// The leaf behind the last that was added so. `value` is copied if it must be kept.
+  void add(const Tensor& value) { add_leaf(next_++, value); }
   /// The same; keeps `value` itself, which nobody else changes.
   void add(Tensor&& value);
+  /// Any leaf of the run; `value` is copied if it must be kept.
+  /// Errors   IndexError for a leaf outside of the run, or that is there.
+  void add_leaf(std::int64_t leaf, const Tensor& value);
   [[nodiscard]] const std::vector<Tensor>& nodes() const noexcept { return nodes_; }
   [[nodiscard]] const std::vector<LeafRange>& ranges() const noexcept { return ranges_; }
 
  private:
-  [[nodiscard]] bool add_to_last(const Tensor& value);
+  /// Where a leaf lies among the nodes; before it is one of them, unless a neighbour took it in.
+  struct Place {
+    std::size_t index = 0;
+    bool is_taken_in = false;
+  };
+  [[nodiscard]] Place add_to_neighbour(std::int64_t leaf, const Tensor& value);
+  [[nodiscard]] bool are_halves(LeafRange left, LeafRange right) const noexcept;
+  void insert(std::size_t index, std::int64_t leaf, Tensor value);
 
+  LeafRange run_;
   std::int64_t next_ = 0, num_leaves_ = 0;
-  std::vector<LeafRange> ranges_;
+  std::vector<LeafRange> ranges_;  // in the order of leaves
   std::vector<Tensor> nodes_;
 };
 

@@ -110,7 +110,37 @@ TEST(TreeSum, HasTheBitsOfABinaryCounterHoweverLeavesAreCut) {
   }
 }
 
-// What the test above can notice: a sum in the order of the leaves has other bits.
+// Forwards, backwards, every other leaf first, and two orders that are nobody's.
+TEST(TreeSum, HasTheSameBitsInWhateverOrderLeavesCome) {
+  for (const LeafRange run : {LeafRange{0, 12}, LeafRange{0, 17}, LeafRange{3, 14}, LeafRange{5, 6}}) {
+    const std::int64_t num_leaves = 17;
+    TreeAccumulator in_order(run, num_leaves);
+    for (std::int64_t i = run.begin; i < run.end; ++i) in_order.add(leaf(i));
+    for (const std::int64_t stride : {-1, 2, 5, 7}) {
+      std::vector<std::int64_t> order;
+      for (std::int64_t i = run.begin; i < run.end; ++i) order.push_back(i);
+      std::ranges::sort(order, {},
+                        [stride](std::int64_t i) { return ((i * stride % 13 + 13) % 13) * 100 + i; });
+      TreeAccumulator sum(run, num_leaves);
+      for (const std::int64_t i : order) sum.add_leaf(i, leaf(i));
+      ASSERT_EQ(sum.ranges(), tree_nodes(run, num_leaves));
+      for (std::size_t i = 0; i < sum.nodes().size(); ++i)
+        EXPECT_EQ(sum.nodes()[i].to_vector<float>(), in_order.nodes()[i].to_vector<float>()) << stride;
+    }
+  }
+}
+
+TEST(TreeSum, RefusesALeafThatIsThereOrNotOfTheRun) {
+  TreeAccumulator sum({2, 5}, 8);
+  sum.add_leaf(3, leaf(3));
+  sum.add_leaf(2, leaf(2));
+  for (const std::int64_t wrong : {1, 2, 3, 5})
+    EXPECT_THROW(sum.add_leaf(wrong, leaf(wrong)), IndexError) << wrong;
+  sum.add_leaf(4, leaf(4));
+  EXPECT_EQ(sum.ranges(), tree_nodes({2, 5}, 8));
+}
+
+// What the tests above can notice: a sum in the order of the leaves has other bits.
 TEST(TreeSum, IsNotTheSumInOrder) {
   Tensor in_order = leaf(0).clone();
   for (std::int64_t i = 1; i < 12; ++i) in_order.add_scaled(leaf(i));
