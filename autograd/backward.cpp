@@ -298,6 +298,12 @@ class BackwardPass {
     }
   }
 
+  // Whether a leaf's gradient is one of those that are put off, if any are.
+  [[nodiscard]] bool can_wait(const GradInfo& info) const {
+    if (!info.is_leaf()) return false;
+    return !options_.defers_all_leaves || !options_.now.defined() || grad_info(options_.now) != &info;
+  }
+
   static void finish_leaf(GradInfo& leaf, bool last) {
     if (!last) return;
     for (const AccumulatedHook& hook : leaf.accumulated_hooks) hook(leaf.grad);
@@ -315,28 +321,28 @@ class BackwardPass {
     // Which gradients to compute now, and which to leave for later.
     const std::size_t num_inputs = node->inputs.size();
     std::vector<std::uint8_t> now(num_inputs), later(num_inputs);
-    bool any_leaf = false, any_other = false;
+    bool any_later = false, any_other = false;
     for (std::size_t i = 0; i < num_inputs; ++i) {
       if (!leads_on(node->inputs[i])) continue;
       now[i] = 1;
-      (node->inputs[i]->is_leaf() ? any_leaf : any_other) = true;
+      (can_wait(*node->inputs[i]) ? any_later : any_other) = true;
     }
-    if (!any_leaf && !any_other) return;
+    if (!any_later && !any_other) return;
     const bool any_dy = std::ranges::any_of(dys, [](const Tensor& dy) { return dy.defined(); });
-    const bool defer = options_.deferred != nullptr && any_leaf && any_other && any_dy;
+    const bool defer =
+        options_.deferred != nullptr && any_later && (any_other || options_.defers_all_leaves) && any_dy;
     if (defer) {
       for (std::size_t i = 0; i < num_inputs; ++i) {
-        if (now[i] != 0 && node->inputs[i]->is_leaf()) std::swap(now[i], later[i]);
+        if (now[i] != 0 && can_wait(*node->inputs[i])) std::swap(now[i], later[i]);
       }
     }
     Grads grads(num_inputs);
-    if (any_dy) {
-      // Operations may rely on the dtype of their outputs' gradients.
-      for (std::size_t i = 0; i < dys.size(); ++i) {
-        if (dys[i].defined()) dys[i] = dys[i].to(node->outputs[i].dtype);
-      }
-      grads = call_backward(*node, dys, Needs(now, !options_.retain_graph && !defer));
+    // Operations may rely on the dtype of their outputs' gradients.
+    for (std::size_t i = 0; i < dys.size(); ++i) {
+      if (dys[i].defined()) dys[i] = dys[i].to(node->outputs[i].dtype);
     }
+    if (any_dy && (any_other || !defer))
+      grads = call_backward(*node, dys, Needs(now, !options_.retain_graph && !defer));
     if (defer) {
       options_.deferred->tasks_.push_back({node, std::move(dys), std::move(later), options_.retain_graph});
     } else if (!options_.retain_graph) {

@@ -35,6 +35,11 @@ struct BackwardOptions {
   /// now but put here: first the gradients that another pipeline stage waits for, later those of the weights
   /// (Qi et al., "Zero bubble pipeline parallelism", 2023).
   DeferredGradients* deferred = nullptr;
+  /// With `deferred`: gradients of all leaves but `now` (which may be undefined) are put there, those of
+  /// operations without other inputs (a table of embeddings) as well. So until run() no weight's grad()
+  /// changes, however many passes stand in between.
+  bool defers_all_leaves = false;
+  Tensor now{};
 };
 
 /// Computes the gradient of Σ roots[i] · gradients[i] with respect to every leaf that the roots depend on,

@@ -63,6 +63,32 @@ TEST(Deferred, WeightGradientsAreTheSameBitsAsInOnePass) {
   EXPECT_EQ(grads(layers), together);
 }
 
+// A table has no other input, so its gradient would come in the first pass, as that of the input does.
+TEST(Deferred, AllLeavesButOneCanWait) {
+  const Tensor ids = from_vector<std::int64_t>({1, 2, 3, 4, 0, 6, 6, 1}, Shape{2, 4});
+  const Layers layers;
+  layers.loss(ids).backward();
+  const auto together = grads(layers);
+  for (const Tensor& x : layers.all()) Tensor(x).set_grad({});
+
+  Tensor input = ones({2, 4});
+  input.set_requires_grad();
+  DeferredGradients first, second;
+  const auto pass = [&](DeferredGradients& later) {
+    const Tensor x = input * 3.0;  // no other input either: wanted now
+    backward(layers.loss(ids) + sum(x), {}, {.deferred = &later, .defers_all_leaves = true, .now = input});
+  };
+  pass(first);
+  EXPECT_EQ(input.grad().to_vector<float>(), std::vector<float>(8, 3.0f));
+  pass(second);
+  for (const Tensor& x : layers.all()) EXPECT_FALSE(x.grad().defined());
+  second.run();
+  EXPECT_EQ(grads(layers), together);
+  for (const Tensor& x : layers.all()) Tensor(x).set_grad({});
+  first.run();
+  EXPECT_EQ(grads(layers), together);
+}
+
 TEST(Deferred, ThePassOfActivationsComputesNoWeightGradients) {
   RankContext context;
   const RankContext::Scope scope(context);
