@@ -1,9 +1,11 @@
 #include "dist/exact_sum.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <limits>
 #include <mutex>
+#include <vector>
 
 #include "kernels/cpu/parallel.h"
 #include "tensor/context.h"
@@ -76,10 +78,20 @@ void ExactSumOfSquares::add(const Tensor& x) {
   });
 }
 
-void ExactSumOfSquares::all_reduce(Communicator& group) {
-  carry();
-  if (group.size() > 1) group.all_reduce(buffer_of(digits_));
-  carry();
+void ExactSumOfSquares::all_reduce(std::span<ExactSumOfSquares> sums, Communicator& group) {
+  if (group.size() == 1) return;
+  std::vector<std::int64_t> digits;
+  for (ExactSumOfSquares& sum : sums) {
+    sum.carry();
+    digits.insert(digits.end(), sum.digits_.begin(), sum.digits_.end());
+  }
+  group.all_reduce(buffer_of(digits));
+  auto next = digits.cbegin();
+  for (ExactSumOfSquares& sum : sums) {
+    std::copy_n(next, sum.digits_.size(), sum.digits_.begin());
+    next += static_cast<std::ptrdiff_t>(sum.digits_.size());
+    sum.carry();
+  }
 }
 
 double ExactSumOfSquares::value() const {

@@ -26,7 +26,9 @@ class ExactSumOfSquares {
   void add(const Tensor& x);
   void add(const ExactSumOfSquares& other);
   /// The sum over all ranks of the group, on each of them. A collective.
-  void all_reduce(Communicator& group);
+  void all_reduce(Communicator& group) { all_reduce({this, 1}, group); }
+  /// The same of several sums, in one collective.
+  static void all_reduce(std::span<ExactSumOfSquares> sums, Communicator& group);
   /// Rounded once. NaN if anything that was added is not finite.
   [[nodiscard]] double value() const;
 

@@ -3,9 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
+#include <functional>
 #include <unordered_set>
+#include <vector>
 
 #include "autograd/grad_mode.h"
+#include "dist/exact_sum.h"
 #include "dist/zero_state.h"
 #include "kernels/error.h"
 #include "tensor/context.h"
@@ -153,10 +157,22 @@ class ZeroExchange final : public optim::PieceExchange {
     for (std::size_t i = 0; i < names.size(); ++i) {
       if (!state_->counts_in_stage(state_->parameter_index("sum_over_pieces", names[i]))) sums[i] = 0.0;
     }
-    const Mesh& mesh = *state_->mesh;
-    for (Communicator* group : {state_->groups.data, &mesh.group(MeshAxis::kEp, MeshAxis::kTp)}) {
+    for (Communicator* group : groups_of_a_stage()) {
       if (group->size() > 1) group->all_reduce(buffer_of(sums));
     }
+  }
+
+  bool sum_squares_exactly(std::span<const std::string> names,
+                           const std::function<Tensor(std::size_t)>& piece, std::span<double> sums) override {
+    if (!state_->plan.tree_sums) return false;
+    std::vector<ExactSumOfSquares> exact(names.size());
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      if (state_->counts_in_stage(state_->parameter_index("sum_squares_exactly", names[i])))
+        exact[i].add(piece(i));
+    }
+    for (Communicator* group : groups_of_a_stage()) ExactSumOfSquares::all_reduce(exact, *group);
+    std::ranges::transform(exact, sums.begin(), &ExactSumOfSquares::value);
+    return true;
   }
 
   [[nodiscard]] Tensor whole(const std::string& name, const Tensor& piece) override {
@@ -175,6 +191,11 @@ class ZeroExchange final : public optim::PieceExchange {
   }
 
  private:
+  /// One after the other, they have all ranks that hold parts of a stage.
+  [[nodiscard]] std::array<Communicator*, 2> groups_of_a_stage() const {
+    return {state_->groups.data, &state_->mesh->group(MeshAxis::kEp, MeshAxis::kTp)};
+  }
+
   std::shared_ptr<ZeroState> state_;
 };
 

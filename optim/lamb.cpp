@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "autograd/arithmetic.h"
+#include "autograd/grad_mode.h"
+#include "autograd/math.h"
 #include "kernels/error.h"
 
 namespace tessera::optim {
@@ -58,17 +61,45 @@ double Lamb::trust(const kernels::LambSquares& squares) const noexcept {
   return std::clamp(std::sqrt(squares.parameter / squares.direction), min_trust_, max_trust_);
 }
 
+std::vector<std::string> Lamb::twice_named(std::span<const Update> updates) const {
+  std::vector<std::string> names;
+  for (const Update& update : updates) names.insert(names.end(), 2, name_at(update.parameter));
+  return names;
+}
+
+// u = m̂ / (√v̂ + ε) + weight_decay · p, of moments that have had this step's gradient.
+Tensor Lamb::direction_of(const Update& update) {
+  const NoGrad no_grad;
+  const kernels::AdamOptions& options = options_[update.group];
+  const auto steps = static_cast<double>(update.step);
+  const double inv_correction1 = 1.0 / (1.0 - std::pow(options.beta1, steps));
+  const double inv_sqrt_correction2 = 1.0 / std::sqrt(1.0 - std::pow(options.beta2, steps));
+  const Tensor mean = moment_at(update.parameter, 0), square = moment_at(update.parameter, 1);
+  Tensor direction = mean * inv_correction1 / (sqrt(square) * inv_sqrt_correction2 + options.epsilon);
+  if (options.weight_decay != 0.0) direction.add_scaled(values_at(update.parameter), options.weight_decay);
+  return direction;
+}
+
+bool Lamb::sum_exactly(std::span<const Update> updates, std::span<kernels::LambSquares> squares) {
+  std::vector<double> sums(2 * updates.size());
+  const auto piece = [&](std::size_t i) {
+    const Update& update = updates[i / 2];
+    return i % 2 == 0 ? values_at(update.parameter) : direction_of(update);
+  };
+  if (!exchange()->sum_squares_exactly(twice_named(updates), piece, sums)) return false;
+  for (std::size_t u = 0; u < updates.size(); ++u) squares[u] = {sums[2 * u], sums[2 * u + 1]};
+  return true;
+}
+
 // One collective for all parameters, in their own order: batches depend on histories, which a rank that joins
 // later does not share.
 void Lamb::sum_over_pieces(std::span<const Update> updates, std::span<kernels::LambSquares> squares) const {
-  std::vector<std::string> names;
   std::vector<double> sums;
   for (std::size_t u = 0; u < updates.size(); ++u) {
-    names.insert(names.end(), 2, name_at(updates[u].parameter));
     sums.push_back(squares[u].parameter);
     sums.push_back(squares[u].direction);
   }
-  exchange()->sum_over_pieces(names, sums);
+  exchange()->sum_over_pieces(twice_named(updates), sums);
   for (std::size_t u = 0; u < updates.size(); ++u) squares[u] = {sums[2 * u], sums[2 * u + 1]};
 }
 
@@ -80,7 +111,7 @@ void Lamb::update_all(std::span<const Update> updates, double grad_scale) {
     batch.kernels->lamb_moments(batch.items, options_of(batch, grad_scale), of_batch);
     for (std::size_t i = 0; i < of_batch.size(); ++i) squares[batch.updates[i]] = of_batch[i];
   }
-  if (exchange() != nullptr) sum_over_pieces(updates, squares);
+  if (exchange() != nullptr && !sum_exactly(updates, squares)) sum_over_pieces(updates, squares);
   for (const Batch& batch : batches) {
     std::vector<double> ratios;
     for (const std::size_t u : batch.updates) ratios.push_back(trust(squares[u]));

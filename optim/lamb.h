@@ -21,7 +21,8 @@ struct LambConfig {
 ///   trust = ‖p‖ / ‖u‖, within [min_trust, max_trust]; 1 if either norm is 0
 ///
 /// The norms are of the *whole* tensor: of pieces they would depend on the number of ranks. With an exchange
-/// every rank sums over its pieces, and one all-reduce joins the sums of all parameters.
+/// every rank sums over its pieces, and one all-reduce joins the sums of all parameters; or the exchange
+/// makes exact sums (PieceExchange::sum_squares_exactly), for which each u is made once more, one by one.
 ///
 /// Memory    Two moments in f32 (f64) for each parameter, and a master for each 16-bit one.
 /// Cost      10 reads and writes of an element's four bytes, where Adam has 7; two doubles a parameter sent.
@@ -43,6 +44,9 @@ class Lamb final : public Optimizer {
   void update_all(std::span<const Update> updates, double grad_scale) override;
   [[nodiscard]] kernels::AdamOptions options_of(const Batch& batch, double grad_scale) const;
   [[nodiscard]] double trust(const kernels::LambSquares& squares) const noexcept;
+  [[nodiscard]] std::vector<std::string> twice_named(std::span<const Update> updates) const;
+  [[nodiscard]] Tensor direction_of(const Update& update);
+  [[nodiscard]] bool sum_exactly(std::span<const Update> updates, std::span<kernels::LambSquares> squares);
   void sum_over_pieces(std::span<const Update> updates, std::span<kernels::LambSquares> squares) const;
   [[nodiscard]] std::string describe_settings(std::size_t group) const override;
 

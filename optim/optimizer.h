@@ -129,6 +129,11 @@ class Optimizer {
   [[nodiscard]] Tensor& moment_at(std::size_t parameter, std::size_t moment) {
     return slots_[parameter].moments[moment];
   }
+  /// What updates of parameter i change: its f32 master, or itself. Current within update_all.
+  [[nodiscard]] Tensor values_at(std::size_t parameter) const {
+    const Slot& slot = slots_[parameter];
+    return (slot.master.defined() ? slot.master : parameters_[parameter].second).detach();
+  }
   /// Null if parameters are whole.
   [[nodiscard]] PieceExchange* exchange() const noexcept { return exchange_.get(); }
 
