@@ -66,11 +66,12 @@ Settings settings_of_engine(const nn::LanguageModel& model, const Config& config
 }  // namespace
 
 struct Engine::Parts {
-  Parts(nn::LanguageModel& model, const Config& config, const Mesh& mesh, const EngineOptions& options)
+  Parts(nn::LanguageModel& model, const Config& config, const Mesh& mesh, const EngineOptions& options,
+        std::int64_t num_passes)
       : sequences(cut_sequences(config, mesh, options.seq == 0 ? model.context() : options.seq)),
         part_parameters(mesh.size(kPp) > 1 ? count_parameters(model) : std::vector<double>()),
         laid_out(lay_out_for_engine(model, config, mesh, options)),
-        pipeline(make_pipeline(model, config, mesh, options, part_parameters)),
+        pipeline(make_pipeline(model, config, mesh, options, part_parameters, num_passes)),
         scaler(make_scaler(config)) {}
 
   SequenceCut sequences;
@@ -106,7 +107,7 @@ Engine::Engine(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
     }
     batch_.accumulation *= std::exchange(batch_.micro_batch, 1);
   }
-  parts_ = std::make_unique<Parts>(model, config, mesh, options);
+  parts_ = std::make_unique<Parts>(model, config, mesh, options, batch_.accumulation);
   if (is_invariant()) parts_->invariant_products.emplace();
   if (mesh.size(kCp) > 1) {
     parts_->token_positions = parts_->sequences.positions(mesh.index(kCp));
@@ -165,8 +166,7 @@ StepReport Engine::train_step(const SampleSource& source, std::int64_t num_sampl
   if (!can_search_alone()) passes_to_search_ = &all;
   if (parts_->pipeline != nullptr) {
     const auto loss = [this](const Tensor& logits, const MicroBatch& micro_batch) {
-      const Tensor loss = loss_of(Tensor(logits), micro_batch.targets);
-      return checked(loss, device_ == meta ? 0.0 : loss.item(), micro_batch) * backward_scale();
+      return training_loss(Tensor(logits), micro_batch) * backward_scale();
     };
     parts_->pipeline->train(
         *parts_->zero, all,
@@ -225,7 +225,7 @@ std::vector<MicroBatch> Engine::micro_batches(const SampleSource& source, std::i
       (shard_size(num_samples_, data_ranks, 0) + batch_.micro_batch - 1) / batch_.micro_batch;
   if (parts_->pipeline != nullptr) passes = parts_->pipeline->micro_batches_for(passes);
   std::vector<MicroBatch> result;
-  has_sample_.clear();
+  first_samples_.clear();
   double counted = 0.0;
   for (std::int64_t i = 0; i < passes; ++i) {
     const std::int64_t first = std::min(i * batch_.micro_batch, count);
@@ -240,10 +240,11 @@ std::vector<MicroBatch> Engine::micro_batches(const SampleSource& source, std::i
     }
     counted +=
         static_cast<double>(std::ranges::count_if(targets, [](auto t) { return t != kIgnoredTarget; }));
-    has_sample_.push_back(size > 0);
+    first_samples_.push_back(size > 0 ? std::optional(begin + first) : std::nullopt);
     result.push_back({.ids = own_tokens(inputs, rows),
                       .targets = own_tokens(targets, rows),
-                      .first_sample = begin + first});
+                      .first_sample = begin + first,
+                      .num_samples = size});
   }
   // The count by which the loss is divided is that of the whole batch: never a mean of means.
   // Ranks of one dp index have the same samples: one of them speaks.
@@ -342,12 +343,16 @@ Tensor Engine::forward(const MicroBatch& micro_batch) {
   refuse_parts("forward");
   pool().set_moment(to_string(Action::forward(static_cast<int>(num_passes_ - passes_left_))));
   set_context(micro_batch.first_sample);
+  return training_loss(model_.logits(micro_batch.ids), micro_batch);
+}
+
+Tensor Engine::training_loss(Tensor&& logits, const MicroBatch& micro_batch) {
   if (is_invariant()) {
     const InvariantLoss loss =
-        invariant_cross_entropy(model_.logits(micro_batch.ids), micro_batch.targets, model_.vocab(), mesh_);
+        invariant_cross_entropy(std::move(logits), micro_batch.targets, model_.vocab(), mesh_);
     return checked(loss.sum, loss.whole, micro_batch);
   }
-  const Tensor loss = loss_sum(micro_batch.ids, micro_batch.targets);
+  const Tensor loss = loss_of(std::move(logits), micro_batch.targets);
   return checked(loss, device_ == meta ? 0.0 : loss.item(), micro_batch);
 }
 
@@ -365,9 +370,8 @@ Tensor Engine::checked(const Tensor& loss, double value, const MicroBatch& micro
     throw NonFiniteError(fmt::format("step {}: the loss is {}: {}", steps_done_ + 1,
                                      std::isnan(value) ? "NaN" : "infinite", find_culprit(micro_batch)));
   }
-  if (is_invariant() && micro_batch.first_sample < num_samples_) {
+  if (is_invariant() && micro_batch.num_samples > 0)
     sample_losses_[static_cast<std::size_t>(micro_batch.first_sample)] += value;
-  }
   loss_sum_ += value;
   return loss;
 }
@@ -394,8 +398,8 @@ void Engine::backward(const Tensor& loss) {
   }
   pool().set_moment(to_string(Action::backward(static_cast<int>(num_passes_ - passes_left_))));
   in_backward_ = true;
-  const auto pass = has_sample_.size() - static_cast<std::size_t>(passes_left_);
-  parts_->zero->begin_backward({.last = --passes_left_ == 0, .has_sample = has_sample_[pass]});
+  const auto pass = first_samples_.size() - static_cast<std::size_t>(passes_left_);
+  parts_->zero->begin_backward({.last = --passes_left_ == 0, .sample = first_samples_[pass]});
   (loss * backward_scale()).backward();
   parts_->zero->end_backward();
   in_backward_ = false;

@@ -192,6 +192,7 @@ class Engine {
   }
   [[nodiscard]] Tensor loss_sum(const Tensor& ids, const Tensor& targets);
   [[nodiscard]] Tensor loss_of(Tensor&& logits, const Tensor& targets);
+  [[nodiscard]] Tensor training_loss(Tensor&& logits, const MicroBatch& micro_batch);
   [[nodiscard]] Tensor checked(const Tensor& loss, double value, const MicroBatch& micro_batch);
   [[nodiscard]] double backward_scale();
   [[nodiscard]] Tensor next_logits(const Tensor& ids, nn::KvCache* cache);
@@ -238,7 +239,7 @@ class Engine {
   const std::vector<MicroBatch>* passes_to_search_ = nullptr;
   std::optional<std::size_t> non_finite_pass_;  // the first of this rank, of those
   double non_finite_loss_ = 0.0;
-  std::vector<bool> has_sample_;       // by pass
+  std::vector<std::optional<std::int64_t>> first_samples_;  // by pass; none where this rank has none
   std::vector<double> sample_losses_;  // Invariant numerics: of the samples that this rank has had, else 0
 
   std::int64_t steps_done_ = 0, steps_skipped_ = 0;

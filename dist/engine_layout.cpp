@@ -128,7 +128,8 @@ std::string split_refusal(const Config& config, const Mesh& mesh) {
 }  // namespace
 
 std::unique_ptr<Pipeline> make_pipeline(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
-                                        const EngineOptions& options, std::vector<double> part_parameters) {
+                                        const EngineOptions& options, std::vector<double> part_parameters,
+                                        std::int64_t num_passes) {
   if (mesh.size(MeshAxis::kPp) == 1) return nullptr;
   auto pipeline =
       std::make_unique<Pipeline>(model, mesh,
@@ -140,8 +141,7 @@ std::unique_ptr<Pipeline> make_pipeline(nn::LanguageModel& model, const Config& 
                                                  .part_seconds = options.part_seconds,
                                                  .sequence_parallel = config.sequence_parallel,
                                                  .split_refusal = split_refusal(config, mesh)});
-  const BatchSizes batch = resolve_batch_sizes(config.batch, mesh.shape(), options.largest_micro_batch);
-  static_cast<void>(pipeline->micro_batches_for(batch.accumulation));  // refuses now, not in the first step
+  static_cast<void>(pipeline->micro_batches_for(num_passes));  // refuses now, not in the first step
   return pipeline;
 }
 
@@ -152,6 +152,7 @@ ZeroOptions zero_options(const Config& config, const Mesh& mesh, const LaidOut& 
     options.stages = pipeline->own_modules();
     options.shared_parameters = pipeline->shared_parameters();
     options.sharing_group = pipeline->sharing_group();
+    options.splits_backward = pipeline->splits_backward();
   }
   options.placement = ZeroPlacement::stage(config.zero.stage);
   if (config.zero.mics_shard_size > 0) {

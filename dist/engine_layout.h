@@ -32,10 +32,11 @@ void replace_attention(nn::LanguageModel& model, const Config& config, const Mes
 
 void set_recomputation(nn::LanguageModel& model, const Config& config, const Mesh& mesh);
 
-/// Null where pp is 1. `part_parameters`: as in PipelineOptions.
+/// Null where pp is 1. `part_parameters`: as in PipelineOptions; `num_passes`: of a step, as the config has it.
 [[nodiscard]] std::unique_ptr<Pipeline> make_pipeline(nn::LanguageModel& model, const Config& config,
                                                       const Mesh& mesh, const EngineOptions& options,
-                                                      std::vector<double> part_parameters);
+                                                      std::vector<double> part_parameters,
+                                                      std::int64_t num_passes);
 
 /// `laid_out` and `pipeline` (may be null) outlive what is made with these options.
 [[nodiscard]] ZeroOptions zero_options(const Config& config, const Mesh& mesh, const LaidOut& laid_out,

@@ -19,8 +19,6 @@ constexpr MeshAxis kTp = MeshAxis::kTp, kCp = MeshAxis::kCp;
 }  // namespace
 
 void check_invariant(const Config& config, const Mesh& mesh) {
-  if (mesh.size(MeshAxis::kPp) > 1)
-    refuse("pipelines are not supported yet; give those ranks to dp, tp or cp");
   if (std::ranges::find(kLeafRanks, mesh.size(kTp)) == kLeafRanks.end()) {
     refuse(fmt::format(
         "sums are made of pieces that {} tensor-parallel ranks can share out, and tp is {}; tp = {} works",
@@ -31,13 +29,6 @@ void check_invariant(const Config& config, const Mesh& mesh) {
     refuse(
         "ring attention adds up in the order in which keys come round, which is another on each rank; "
         "\"context_parallel\": {\"method\": \"ulysses\"} works, and so does cp = 1");
-  }
-  const bool cuts_parameters = mesh.size(kTp) > 1 || (config.zero.stage > 0 && mesh.shape().num_ranks() > 1);
-  if (config.optimizer.type == "Lamb" && cuts_parameters) {
-    refuse(
-        "LAMB's norms are sums over the pieces of a parameter, whose order depends on the cut; AdamW and "
-        "Muon "
-        "work, and LAMB with ZeRO stage 0 and tp = 1");
   }
 }
 

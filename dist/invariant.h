@@ -4,11 +4,12 @@
 // in every layout stands in
 //
 //   tree_sum.h            gradients over samples: the tree
+//   zero_samples.cpp      the same pass by pass: samples in any order, weights that layers share
 //   invariant_linear.h    products over what tp cuts
 //   invariant_heads.h     key/value heads that several query heads read
 //   invariant_loss.h      the vocabulary, and the loss of a sample
 //   invariant_tokens.h    gradients over tokens that sequence parallelism or cp cuts
-//   exact_sum.h           the norm of gradients
+//   exact_sum.h           the norm of gradients, LAMB's norms
 //
 // and docs/invariance.md explains it.
 //

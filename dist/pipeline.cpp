@@ -66,7 +66,7 @@ const Schedule& Pipeline::schedule(std::int64_t num_micro_batches) {
   return schedules_.emplace(num_micro_batches, std::move(made)).first->second;
 }
 
-void Pipeline::check(const Schedule& schedule) const {
+void Pipeline::check(const Schedule& schedule) {
   check_legal(schedule);
   const bool is_first = schedules_.empty();
   if (!is_first && (schedule.num_ranks != shape_.num_ranks || schedule.num_chunks != shape_.num_chunks ||
@@ -76,13 +76,13 @@ void Pipeline::check(const Schedule& schedule) const {
         "others, or in another order: where stages lie can't depend on the number of micro-batches",
         schedule.name, schedule.num_chunks, schedule.num_micro_batches, shape_.num_chunks));
   }
-  if (options_.split_refusal.empty()) return;
   for (const std::vector<Action>& actions : schedule.actions) {
     for (const Action& action : actions) {
-      if (action.kind == ActionKind::kBackwardWeight) {
-        throw ConfigError(fmt::format("pipeline: schedule '{}' splits backward passes, and {}", schedule.name,
-                                      options_.split_refusal));
-      }
+      if (action.kind != ActionKind::kBackwardWeight) continue;
+      splits_backward_ = true;
+      if (options_.split_refusal.empty()) continue;
+      throw ConfigError(fmt::format("pipeline: schedule '{}' splits backward passes, and {}", schedule.name,
+                                    options_.split_refusal));
     }
   }
 }
@@ -357,7 +357,11 @@ struct Pipeline::Run {
   [[nodiscard]] BackwardPass window(const Action& action, BackwardPass::Gradients gradients) {
     int& left = passes_left[static_cast<std::size_t>(action.chunk)];
     if (gradients != BackwardPass::Gradients::kInputs) --left;
-    return {.last = left == 0, .stage = static_cast<std::size_t>(action.chunk), .gradients = gradients};
+    BackwardPass pass{
+        .last = left == 0, .stage = static_cast<std::size_t>(action.chunk), .gradients = gradients};
+    const MicroBatch& samples = micro_batch(action);
+    if (samples.num_samples > 0) pass.sample = samples.first_sample;
+    return pass;
   }
 
   void backward(const Action& action, BackwardPass::Gradients gradients) {
@@ -367,8 +371,13 @@ struct Pipeline::Run {
     Tensor dy;
     if (!pipeline.parts_of(action.chunk).has_head) dy = take(input_gradients, {here.first + 1, here.second});
     const bool splits = gradients == BackwardPass::Gradients::kInputs;
-    if (pass.output.requires_grad())
-      tessera::backward(pass.output, dy, {.deferred = splits ? &pass.weights : nullptr});
+    if (pass.output.requires_grad()) {
+      // Where each sample has gradients of its own, none of a weight may come before the pass for weights.
+      tessera::backward(pass.output, dy,
+                        {.deferred = splits ? &pass.weights : nullptr,
+                         .defers_all_leaves = splits && zero.plan().tree_sums,
+                         .now = pass.input});
+    }
     zero.end_backward();
     pass.output = {};
     if (pass.input.defined()) input_gradients[here] = pass.input.grad().to(pass.input.dtype());

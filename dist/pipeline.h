@@ -49,7 +49,7 @@ struct PipelineOptions {
 /// Memory   Of as many micro-batches as Schedule::most_live says.
 /// Values   Those of one rank: a stage's gradients are added in the order of the micro-batches and have its
 ///          bits. Sums over the whole model (the norm) and over both copies of a shared weight are taken in
-///          another order.
+///          another order; in Invariant numerics, in one that no layout changes.
 /// Calling  All ranks of the pp group call everything here together. Model and mesh outlive it.
 class Pipeline {
  public:
@@ -66,6 +66,8 @@ class Pipeline {
   /// multiples of pp.
   [[nodiscard]] std::int64_t micro_batches_for(std::int64_t wanted);
   [[nodiscard]] const std::vector<StageParts>& stages() const noexcept { return stages_; }
+  /// Whether a schedule that was asked for until now has passes for weights alone.
+  [[nodiscard]] bool splits_backward() const noexcept { return splits_backward_; }
 
   // --- For Zero: what this rank has
   [[nodiscard]] std::vector<std::vector<nn::Module*>> own_modules() const;
@@ -109,7 +111,7 @@ class Pipeline {
   struct Run;
 
   [[nodiscard]] Schedule make(std::int64_t num_micro_batches) const;
-  void check(const Schedule& schedule) const;
+  void check(const Schedule& schedule);
   void check_part_seconds();
   [[nodiscard]] int rank() const { return mesh_.index(MeshAxis::kPp); }
   [[nodiscard]] int stage_of(int chunk) const;
@@ -126,6 +128,7 @@ class Pipeline {
   PipelineOptions options_;
   Schedule shape_;  // ranks, chunks and their order: the same for every number of micro-batches
   bool broken_ = false;
+  bool splits_backward_ = false;
   std::vector<StageParts> stages_;
   std::map<std::int64_t, Schedule> schedules_;                 // by number of micro-batches
   std::map<std::int64_t, std::vector<std::size_t>> received_;  // the same: known_received of this rank

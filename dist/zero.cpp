@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "autograd/grad_mode.h"
@@ -62,6 +63,11 @@ void hook_units(nn::Module& model, const std::shared_ptr<ZeroState>& state) {
   }
   for (std::size_t u = 0; u < state->plan.units.size(); ++u) {
     nn::Module& module = *state->plan.units[u].module;
+    const bool shares_weights = std::ranges::any_of(state->plan.units[u].flats, [&state](std::size_t flat) {
+      return state->plan.flats[flat].units.size() > 1;
+    });
+    if (state->plan.tree_sums && shares_weights)
+      module.add_backward_hook(alive([u](ZeroState& s) { s.reduce.take_parts(u); }));
     if (cuts_parameters) {
       module.add_forward_pre_hook(alive([u](ZeroState& s) { s.gather.enter(u); }));
       module.add_forward_hook(alive([u](ZeroState& s) { s.gather.leave(u); }));
@@ -271,7 +277,7 @@ void Zero::zero_gradients() {
   const NoGrad no_grad;
   if (state_->in_backward) {
     if (state_->plan.placement.parameters != Spread::kWhole) state_->gather.give_up();
-    state_->reduce.end_backward();  // what other ranks have begun is ended by all; the sums are zeroed below
+    state_->reduce.give_up();  // the sums are zeroed below
     state_->in_backward = false;
   }
   state_->reduce.zero();

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -32,8 +33,9 @@ struct BackwardPass {
   bool last = true;  ///< of the accumulation, for this stage
   std::size_t stage = 0;
   Gradients gradients = Gradients::kAll;
-  /// For ZeroOptions::tree_sums: false for a pass of a rank that has no more samples while others have.
-  bool has_sample = true;
+  /// For ZeroOptions::tree_sums: the number of the sample in the step's batch. None for a pass of a rank that
+  /// has no more samples while others have.
+  std::optional<std::int64_t> sample{};
 };
 
 /// Data parallelism in which parameters, gradients and optimizer state may each be cut over the data ranks

@@ -148,6 +148,35 @@ std::vector<MeshAxis> sum_axes(const nn::ParameterRecord& record, const MeshShap
   return axes;
 }
 
+// With tree_sums each unit that uses a parameter has a sum of its own, and these are added in the end: two in
+// any order, more only where they are together. And a pass for weights does not say which unit it is in.
+void check_shared_units(const ZeroPlan& plan, const std::vector<UnitParameters>& all_units,
+                        const ZeroOptions& options) {
+  for (const ZeroFlat& flat : plan.flats) {
+    const nn::ParameterRecord& record = plan.parameters[flat.parameters[0]].record;
+    const auto users = std::ranges::count_if(all_units, [&record](const UnitParameters& unit) {
+      return std::ranges::any_of(
+          unit.parameters, [&record](const Tensor& parameter) { return parameter.is_same(record.tensor); });
+    });
+    if (flat.is_shared && users > 2) {
+      throw ConfigError(
+          fmt::format("ZeRO: with tree_sums, two layers can share a parameter over the stages of a pipeline, "
+                      "but '{}' is in {}: the sum over ranks would depend on where they lie; without a "
+                      "pipeline it works",
+                      record.name, users));
+    }
+    for (std::size_t stage = 0; stage < plan.num_stages && options.splits_backward; ++stage) {
+      const auto here = std::ranges::count_if(
+          flat.units, [&plan, stage](std::size_t u) { return plan.units[u].stage == stage; });
+      if (here < 2) continue;
+      throw ConfigError(
+          fmt::format("ZeRO: with tree_sums, '{}' is in {} layers of one stage, and a pass for the gradients "
+                      "of weights can't tell them apart; schedules that do not split backward work",
+                      record.name, here));
+    }
+  }
+}
+
 }  // namespace
 
 ZeroPlan plan_zero(nn::Module& model, const MeshShape& mesh, const ZeroOptions& options) {
@@ -164,8 +193,8 @@ ZeroPlan plan_zero(nn::Module& model, const MeshShape& mesh, const ZeroOptions& 
 
   std::vector<UnitParameters> units;
   collect_units(model, options.stages, units);
+  std::vector<UnitParameters> all;
   if (!options.stages.empty()) {
-    std::vector<UnitParameters> all;
     collect_units(model, {}, all);
     plan.first_stage = all.empty() ? std::nullopt : stage_of(*all.front().module, options.stages);
   }
@@ -215,6 +244,7 @@ ZeroPlan plan_zero(nn::Module& model, const MeshShape& mesh, const ZeroOptions& 
         plan.ranks.ways(flat.trainable ? plan.placement.optimizer : plan.placement.parameters);
     flat.padded = (flat.elements + parts - 1) / parts * parts;
   }
+  if (plan.tree_sums) check_shared_units(plan, all, options);
   return plan;
 }
 

@@ -60,7 +60,8 @@ struct ZeroOptions {
   /// (g+1)Ψ, for Ψ more elements in memory until the last backward pass.
   bool keep_full_gradients = false;
   /// Invariant numerics: a backward pass is one sample, and gradients are summed over samples in the tree of
-  /// dist/tree_sum.h, whoever has which. Implies keep_full_gradients.
+  /// dist/tree_sum.h, whoever has which. Implies keep_full_gradients. A weight that several units use has a
+  /// sum for each of them, and no gradient hook.
   bool tree_sums = false;
 
   // Where parameters are cut. Counted in elements, as DeepSpeed counts them.
@@ -90,6 +91,8 @@ struct ZeroOptions {
   /// their gradients are summed over it, and its first rank counts their elements.
   std::vector<std::string> shared_parameters{};
   Communicator* sharing_group = nullptr;
+  /// Whether its schedules have passes for weights (BackwardPass::Gradients::kWeights).
+  bool splits_backward = false;
 };
 
 /// How the data ranks (dp × cp) are arranged: `outer` groups of `inner` neighbours. Data rank d is number
@@ -170,7 +173,8 @@ struct ZeroPlan {
 
 /// Errors   ConfigError: gradients cut less than parameters or optimizer state less than gradients; a
 ///          ranks_per_shard_group that do not divide the data ranks; a parameter that is a partial sum on
-///          some axis.
+///          some axis; with tree_sums, one that three units on several ranks use, or two of a stage whose
+///          backward pass is split.
 [[nodiscard]] ZeroPlan plan_zero(nn::Module& model, const MeshShape& mesh, const ZeroOptions& options);
 
 /// Which samples of a step each data rank has, as the engine deals them out: the d-th dp index has the d-th

@@ -164,12 +164,14 @@ std::vector<ZeroTraffic> predict_traffic(const ZeroPlan& plan, const MeshShape::
     // Where gradients are cut, a pass through a stage ends with the sum over ranks.
     const std::int64_t passes = accumulation * static_cast<std::int64_t>(plan.stages_using(flat));
     if (plan.tree_sums) {
-      // Nodes of the tree go to whoever adds them up, and the sum from there to all: see dist/tree_sum.h.
+      // Nodes of the tree go to whoever adds them up, and the sum from there to all: see dist/tree_sum.h. A
+      // tree for each unit.
       const int ranks = inner * outer;
       const std::int64_t share = (flat.padded + ranks - 1) / ranks;
-      ledger.add(names.data, Collective::kAllToAll, nodes * share, dtype, ranks, data_rank, 1);
+      const auto trees = static_cast<std::int64_t>(flat.units.size());
+      ledger.add(names.data, Collective::kAllToAll, nodes * share, dtype, ranks, data_rank, trees);
       if (optimizer == Spread::kWhole || outer > 1)
-        ledger.add(names.data, Collective::kAllGather, share, dtype, ranks, data_rank, 1);
+        ledger.add(names.data, Collective::kAllGather, share, dtype, ranks, data_rank, trees);
       if (optimizer == Spread::kAll)
         ledger.add(names.outer, Collective::kAllGather, piece, flat.dtype, outer, q, 1);
       if (optimizer != Spread::kWhole && parameters == Spread::kWhole)

@@ -12,8 +12,7 @@
 // `accumulated` and the buffer dropped, for each micro-batch; the steps that optimizer state is cut further
 // than gradients are made once, after the last micro-batch.
 //
-// In Invariant numerics a pass is one sample, and its gradients, when the pass has ended, a leaf of a tree
-// (dist/tree_sum.h). After the last pass the ranks exchange the nodes that they have.
+// In Invariant numerics the sum over samples is another one: dist/zero_samples.cpp.
 
 #include <fmt/format.h>
 
@@ -38,6 +37,7 @@ ZeroReduce::ZeroReduce(FlatSet& flats)
     : set_(flats),
       flats_(flats.plan.flats.size()),
       complete_(flats.plan.parameters.size()),
+      is_taken_(flats.plan.units.size()),
       stages_left_(flats.plan.num_stages) {
   const CategoryScope category(MemoryCategory::kGradient);
   const Spread spread = set_.plan.placement.gradients;
@@ -116,12 +116,6 @@ bool ZeroReduce::is_due(std::size_t flat) const {
   return set_.plan.placement.gradients != Spread::kWhole && !keeps_full();
 }
 
-void ZeroReduce::begin_step(LeafOwners samples) {
-  samples_ = std::move(samples);
-  const LeafRange own = samples_.runs[static_cast<std::size_t>(set_.data_rank)];
-  for (const std::size_t flat : order_) set_.memory[flat].samples = {own, samples_.num_leaves};
-}
-
 void ZeroReduce::begin_backward(const BackwardPass& pass) {
   if (set_.plan.tree_sums && samples_.num_leaves == 0)
     throw AutogradError(
@@ -130,6 +124,7 @@ void ZeroReduce::begin_backward(const BackwardPass& pass) {
   in_backward_ = true;
   num_started_ = num_done_ = 0;
   due_.clear();
+  std::fill(is_taken_.begin(), is_taken_.end(), std::uint8_t{0});
   const bool ends_stage = pass.last && pass.gradients != BackwardPass::Gradients::kInputs;
   if (ends_stage) --stages_left_;
   for (const std::size_t index : order_) {
@@ -139,6 +134,11 @@ void ZeroReduce::begin_backward(const BackwardPass& pass) {
     if (!set_.plan.is_used_in(set_.plan.flats[index], pass.stage)) continue;
     if (ends_stage) --flat.stages_left;
     if (is_due(index)) due_.push_back(index);
+    if (set_.plan.tree_sums) {
+      check_hooks(index);
+      // Before the first gradient: 0 + (−0) is 0, and a gradient that was copied would be −0.
+      if (pass.gradients != BackwardPass::Gradients::kInputs) ensure_buffer(index);
+    }
   }
   std::fill(complete_.begin(), complete_.end(), std::uint8_t{0});
   for (const std::size_t flat : order_) {
@@ -193,41 +193,14 @@ bool ZeroReduce::unit_is_complete(std::size_t unit) const {
 void ZeroReduce::end_backward() {
   while (num_started_ < due_.size()) start(due_[num_started_++]);
   advance(0, Wait::kToTheEnd);
-  if (set_.plan.tree_sums) add_sample();
+  if (set_.plan.tree_sums && pass_.gradients != BackwardPass::Gradients::kInputs) end_sample();
   in_backward_ = false;
 }
 
-// --- The tree over samples ---------------------------------------------------------------------------------
-
-void ZeroReduce::add_sample() {
-  for (const std::size_t index : order_) {
-    ensure_buffer(index);
-    for (const std::size_t parameter : set_.plan.flats[index].parameters) attach(parameter);
-    const CategoryScope category(MemoryCategory::kGradient);
-    FlatMemory& memory = set_.memory[index];
-    if (pass_.has_sample) memory.samples.add(memory.gradients);
-    if (!pass_.last) {
-      memory.gradients.zero();
-      continue;
-    }
-    sum_samples(index);
-    flats_[index].step = Step::kDone;
-    memory.samples = {};
-  }
-}
-
-void ZeroReduce::sum_samples(std::size_t index) {
-  const ZeroFlat& plan = set_.plan.flats[index];
-  FlatMemory& memory = set_.memory[index];
-  // Shard groups have no sums of their own: all ranks get all of it.
-  if (set_.plan.placement.optimizer == Spread::kWhole || set_.plan.ranks.outer > 1) {
-    tree_all_reduce(memory.samples.nodes(), samples_, *set_.groups.data, memory.gradients);
-  } else {
-    const Range slice = set_.slice(plan, set_.plan.placement.optimizer);
-    Tensor own = memory.gradients.slice(0, slice.begin, slice.end);
-    tree_reduce_scatter(memory.samples.nodes(), samples_, *set_.groups.data, own);
-  }
-  if (set_.plan.placement.gradients != Spread::kWhole) finish(index);
+// A sum over samples begins when its last pass has ended, so nobody waits for one of a pass that did not end.
+void ZeroReduce::give_up() {
+  if (!set_.plan.tree_sums) end_backward();
+  in_backward_ = false;
 }
 
 // --- The sum over ranks ------------------------------------------------------------------------------------

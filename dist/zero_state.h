@@ -1,7 +1,8 @@
 #pragma once
 
 // Private to dist/: what Zero is made of. zero.cpp lays a model out, zero_gather.cpp brings cut parameters
-// and drops them, zero_reduce.cpp sums gradients up, zero_pieces.cpp joins parts to whole tensors.
+// and drops them, zero_reduce.cpp sums gradients up (zero_samples.cpp in Invariant numerics), zero_pieces.cpp
+// joins parts to whole tensors.
 
 #include <memory>
 #include <vector>
@@ -19,8 +20,9 @@ struct FlatMemory {
   Tensor elements;   ///< [padded]; parameters are views of it. Its storage comes and goes where they are cut
   Tensor shard;      ///< this rank's slice of it, where parameters are cut
   Tensor gradients;  ///< [padded]; this rank's own sum. Where gradients are cut, only in backward passes
-  Tensor accumulated;       ///< this rank's slice of the sum over ranks, where gradients are cut
-  TreeAccumulator samples;  ///< Invariant numerics: sums of whole samples, of which `gradients` is one
+  Tensor accumulated;  ///< this rank's slice of the sum over ranks, where gradients are cut
+  /// Invariant numerics: sums of whole samples for each unit that uses the flat, of which `gradients` is one.
+  std::vector<TreeAccumulator> samples;
 };
 
 /// Element `begin` of a contiguous storage, for a communicator; null on meta.
@@ -135,8 +137,12 @@ class ZeroReduce {
   void begin_step(LeafOwners samples);
   void begin_backward(const BackwardPass& pass);
   void end_backward();
+  /// Ends a pass that an exception left, with what other ranks have begun.
+  void give_up();
   /// The backward pass of a unit begins: its gradients will be added to one buffer.
   void prepare_unit(std::size_t unit);
+  /// It has ended: in Invariant numerics, what it gave to weights that other units use, too, is put aside.
+  void take_parts(std::size_t unit);
   /// The leaf has its whole gradient of this pass.
   void gradient_is_complete(std::size_t parameter);
   /// True once all parameters of the unit have theirs, and none of it is frozen.
@@ -178,7 +184,10 @@ class ZeroReduce {
   void make_room();
   void advance(std::size_t may_be_under_way, Wait wait);
   void drop_buffer(std::size_t flat);
-  void add_sample();
+  void check_hooks(std::size_t flat) const;
+  void take_part(std::size_t flat, std::size_t unit);
+  void take_rest(std::size_t flat);
+  void end_sample();
   void sum_samples(std::size_t flat);
 
   FlatSet& set_;
@@ -187,6 +196,7 @@ class ZeroReduce {
   std::vector<std::size_t> due_;    // of order_, those that are reduced in the pass under way
   std::vector<Flat> flats_;
   std::vector<std::uint8_t> complete_;  // by parameter
+  std::vector<std::uint8_t> is_taken_;  // by unit: its parts of shared weights, in this pass
   std::size_t stages_left_;             // that have not had their last pass
   std::size_t num_started_ = 0;         // of due_
   std::size_t num_done_ = 0;

@@ -86,9 +86,10 @@ void add_options(CLI::App& app, Flags& flags) {
       ->type_name("MODE")
       ->group(kGroupModel);
 
-  app.add_option("--numerics", flags.numerics,
-                 "fast; or invariant: the same bits with any ranks, mesh, micro-batch and threads, in more "
-                 "time [fast]")
+  app.add_option(
+         "--numerics", flags.numerics,
+         "fast; or invariant: the same bits with any ranks, mesh, schedule, micro-batch and threads, in "
+         "more time [fast]")
       ->type_name("MODE")
       ->group(kGroupModel);
 

@@ -58,6 +58,7 @@ struct Case {
   int stage;
   bool keep_full_gradients = false;
   bool recompute = false;
+  bool invariant = false;
 };
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 constexpr Case kCases[] = {
@@ -70,6 +71,9 @@ constexpr Case kCases[] = {
     {.name = "Stage3Recomputed", .mesh = "dp=3", .stage = 3, .recompute = true},
     {.name = "Stage1Tensor", .mesh = "dp=2,tp=2", .stage = 1},
     {.name = "Stage3Context", .mesh = "dp=2,cp=2", .stage = 3},
+    {.name = "InvariantAlone", .mesh = "dp=1", .stage = 0, .invariant = true},
+    {.name = "InvariantStage2", .mesh = "dp=2", .stage = 2, .invariant = true},
+    {.name = "InvariantStage3", .mesh = "dp=3", .stage = 3, .invariant = true},
 };
 
 struct Trained {
@@ -147,7 +151,9 @@ Trained train(const Case& c, Where where, Job& job) {
   config.zero.stage = c.stage;
   config.zero.keep_full_gradients = c.keep_full_gradients;
   config.recompute.mode = c.recompute ? Config::Recompute::Mode::kFull : Config::Recompute::Mode::kNone;
-  config.batch = {.micro_batch = 2, .accumulation = kPasses};
+  // A pass of Invariant numerics is a sample.
+  config.batch = {.micro_batch = c.invariant ? 1 : 2, .accumulation = kPasses};
+  if (c.invariant) config.numerics = Config::Numerics::kInvariant;
   config.gradient_clipping = 0.5;
   config.dtype = kF64;
   const Mesh mesh(config.mesh, job.shared_world());

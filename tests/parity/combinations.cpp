@@ -184,11 +184,6 @@ Chosen choose(const std::vector<Combination>& all, int count) {
 std::optional<Refusal> expected_refusal(const Combination& row) {
   Combination nearest = row;
   if (row.arithmetic == Arithmetic::kInvariant) {
-    if (row.pp > 1) {
-      nearest.dp *= std::exchange(nearest.pp, 1);
-      nearest.schedule = "";
-      return Refusal{"pipelines are not supported yet", "give those ranks to dp", nearest};
-    }
     if (row.tp == 5 || row.tp == 7) {
       nearest.tp = row.tp - 1;
       return Refusal{"pieces that 1, 2, 3, 4, 6, 8 tensor-parallel ranks can share out",
@@ -197,10 +192,6 @@ std::optional<Refusal> expected_refusal(const Combination& row) {
     if (row.cp > 1 && !row.ulysses) {
       nearest.ulysses = true;
       return Refusal{"ring attention adds up in the order in which keys come round", "ulysses", nearest};
-    }
-    if (row.optimizer == "Lamb" && (row.tp > 1 || (row.zero > 0 && row.num_ranks() > 1))) {
-      nearest.optimizer = "AdamW";
-      return Refusal{"LAMB's norms are sums over the pieces of a parameter", "AdamW", nearest};
     }
   }
   if (splits_backward(row) && row.recompute) {

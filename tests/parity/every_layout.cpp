@@ -133,7 +133,7 @@ Verdict refuse(const Combination& row, const Refusal& refusal, References& refer
     if (!contains(message, refusal.reason) || !contains(message, refusal.remedy))
       return {Outcome::kFailed, "refused for another reason: " + message};
   }
-  // What works may itself need a second change: a ring of Invariant numerics under LAMB.
+  // What works may itself need a second change: a ring of Invariant numerics on five tensor-parallel ranks.
   const auto next = expected_refusal(refusal.nearest);
   const Verdict nearest =
       next ? refuse(refusal.nearest, *next, references) : train(refusal.nearest, references);

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <cctype>
+#include <map>
 #include <sstream>
 
 #include "dist/checkpoint.h"
@@ -43,7 +45,7 @@ std::vector<std::string> bits_of(const InvariantRun& run, Job& job) {
   if (config.batch.micro_batch == 0) config.batch.micro_batch = share;
   config.batch.accumulation = (share + config.batch.micro_batch - 1) / config.batch.micro_batch;
   config.gradient_clipping = kMaxNorm;
-  Engine engine(*model, config, mesh);
+  Engine engine(*model, config, mesh, run.options);
   if (!run.load.empty()) engine.load(CheckpointReader(run.load));
   if (run.spoil) run.spoil(engine);
   const SampleSource source = [&run](std::int64_t step, std::int64_t first, std::int64_t count, auto inputs,
@@ -76,6 +78,26 @@ std::vector<std::string> bits_of(const InvariantRun& run) {
   return lines;
 }
 
+const std::vector<std::string>& bits_of_one_rank(const InvariantRun& run) {
+  static std::map<std::string, std::vector<std::string>> known;
+  const std::string key =
+      fmt::format("{} {} {} {}", run.model, name(run.config.dtype), run.config.optimizer.type, run.batch);
+  if (!known.contains(key)) {
+    InvariantRun alone = invariant_run(run.model, "dp=1");
+    alone.config.dtype = run.config.dtype;
+    alone.config.optimizer = run.config.optimizer;
+    alone.batch = run.batch;
+    known[key] = bits_of(alone);
+  }
+  return known[key];
+}
+
+std::string test_name(const std::string& layout) {
+  std::string result;
+  for (const char c : layout) result += std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
+  return result;
+}
+
 InvariantRun invariant_run(const std::string& model, const std::string& layout) {
   InvariantRun run{.model = model, .config = {}};
   Config& config = run.config;
@@ -106,6 +128,14 @@ InvariantRun invariant_run(const std::string& model, const std::string& layout) 
       config.zero.stage = 3, config.zero.hpz_partition_size = std::stoi(value);
     } else if (word.starts_with("pass=")) {
       config.batch.micro_batch = std::stoi(value);
+    } else if (word.starts_with("schedule=")) {
+      config.pipeline.schedule = value;
+    } else if (word.starts_with("chunks=")) {
+      config.pipeline.chunks = std::stoi(value);
+    } else if (word == "uniform") {
+      config.pipeline.partition = word;
+    } else if (word.starts_with("batch=")) {
+      run.batch = std::stoi(value);
     } else if (word.starts_with("threads=")) {
       run.threads = std::stoi(value);
     } else if (word == "recompute=full") {

@@ -16,13 +16,18 @@
 namespace tessera::dist::parity {
 
 inline constexpr const char* kInvariantGpt2 = "layers=2,heads=4,width=16,context=13,dropout=0.1";
+/// Deep enough for eight stages.
+inline constexpr const char* kDeepGpt2 = "layers=8,heads=4,width=16,context=13,dropout=0.1";
+inline constexpr const char* kDeepLlama =
+    "family=llama,layers=8,heads=4,kv_heads=2,width=16,hidden=22,context=13,dropout=0.1,tied=0";
 inline constexpr const char* kInvariantLlama =
     "family=llama,layers=2,heads=8,kv_heads=4,width=32,hidden=22,context=13,dropout=0.1,tied=1";
 
 struct InvariantRun {
   std::string model = kInvariantGpt2;
   std::int64_t vocab = 251, time = 13, batch = 12;
-  Config config;    ///< f32 unless it says otherwise
+  Config config;  ///< f32 unless it says otherwise
+  EngineOptions options{};
   int threads = 1;  ///< of each rank
   int steps = 6;
   /// On every rank, before the first step: a mistake to be noticed.
@@ -32,7 +37,8 @@ struct InvariantRun {
   std::string load{}, save{};  ///< folders of a checkpoint to go on from, and to leave behind; empty: none
 };
 
-/// Reads "dp=2,tp=2 zero=3 pass=2 recompute=full sp ulysses threads=2 bf16 fast Lion ...": a row of a table.
+/// Reads "dp=2,tp=2 zero=3 pass=2 recompute=full sp ulysses threads=2 bf16 fast Lion ...", or "pp=2
+/// schedule=interleaved chunks=2 uniform batch=7": a row of a table.
 [[nodiscard]] InvariantRun invariant_run(const std::string& model, const std::string& layout);
 
 /// Trains. Lines of text: hexadecimal losses and norms, and a hash of each parameter. A collective of the
@@ -40,5 +46,11 @@ struct InvariantRun {
 [[nodiscard]] std::vector<std::string> bits_of(const InvariantRun& run, Job& job);
 /// On as many ranks of this process as the mesh has.
 [[nodiscard]] std::vector<std::string> bits_of(const InvariantRun& run);
+/// What a run is compared with: one rank, one thread, the whole batch in one micro-batch; of the same model,
+/// dtype, optimizer and batch. Made once.
+[[nodiscard]] const std::vector<std::string>& bits_of_one_rank(const InvariantRun& run);
+
+/// A row as the name of a test.
+[[nodiscard]] std::string test_name(const std::string& layout);
 
 }  // namespace tessera::dist::parity
