@@ -32,7 +32,8 @@ void replace_attention(nn::LanguageModel& model, const Config& config, const Mes
 
 void set_recomputation(nn::LanguageModel& model, const Config& config, const Mesh& mesh);
 
-/// Null where pp is 1. `part_parameters`: as in PipelineOptions; `num_passes`: of a step, as the config has it.
+/// Null where pp is 1. `part_parameters`: as in PipelineOptions; `num_passes`: of a step, as the config has
+/// it.
 [[nodiscard]] std::unique_ptr<Pipeline> make_pipeline(nn::LanguageModel& model, const Config& config,
                                                       const Mesh& mesh, const EngineOptions& options,
                                                       std::vector<double> part_parameters,

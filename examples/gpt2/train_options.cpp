@@ -148,7 +148,7 @@ void add_options(CLI::App& app, Flags& flags) {
       ->check(examples::at_least(1))
       ->group(kGroupReports);
   app.add_option("--rates", flags.rates,
-                 "Tell how long a step of the dry run takes at the rates in this file (docs/dry_run.md)")
+                 "Tell how long a step of the dry run takes at the rates in this file (docs/dry_run.md) [none]")
       ->type_name("FILE")
       ->group(kGroupReports);
   app.add_option("--eval-every", flags.eval_every, "Steps between validation losses; 0: only at the end [0]")
