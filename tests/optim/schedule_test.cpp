@@ -7,6 +7,7 @@
 
 #include "kernels/error.h"
 #include "tests/optim/deepspeed_values.h"
+#include "tests/optim/pytorch_values.h"
 
 namespace tessera::optim {
 namespace {
@@ -26,6 +27,22 @@ TEST(Schedule, RatesAndMomentaAreDeepSpeeds) {
     for (std::size_t step = 0; step < expected.momentum.size(); ++step) {
       EXPECT_NEAR(momentum_at(schedule, static_cast<std::int64_t>(step)).value_or(-1.0),
                   expected.momentum[step], 2e-15)
+          << expected.name << " step " << step;
+    }
+  }
+}
+
+// PyTorch's warm-up and cosine are recurrences: each step rounds once or twice more, so after 23 of them some
+// 50 · 2⁻⁵³ ≈ 5e-15 of the largest rate.
+TEST(Schedule, CosineWithWarmupIsPyTorchs) {
+  for (const reference::PyTorchSchedule& expected : reference::kPyTorchCosines) {
+    const Schedule schedule = CosineWithWarmup{.max_lr = expected.max_lr,
+                                               .min_lr = expected.min_lr,
+                                               .warmup_steps = expected.warmup_steps,
+                                               .total_steps = expected.total_steps};
+    for (std::size_t step = 0; step < expected.lr.size(); ++step) {
+      EXPECT_NEAR(lr_at(schedule, static_cast<std::int64_t>(step)), expected.lr[step],
+                  5e-15 * expected.max_lr)
           << expected.name << " step " << step;
     }
   }

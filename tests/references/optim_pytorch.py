@@ -1,4 +1,4 @@
-"""Writes tests/optim/pytorch_values.h: parameters after 20 steps of PyTorch's optimizers, in f64.
+"""Writes tests/optim/pytorch_values.h: parameters after 20 steps of PyTorch's optimizers, in f64; learning rates.
 
 README.md beside this file has the command. Lion and LAMB, which PyTorch lacks, are timm's.
 
@@ -10,6 +10,9 @@ Parameters and gradients are dyadic fractions, exact in f32, that the test makes
 torch.optim.Muon casts each matrix to bf16 before Newton and Schulz's iteration, whatever the parameter's dtype.
 Its values here come of its own code with that cast turned into one to f64. How far the code as it is released lies
 from them is kept as one number for each shape, in `bf16_distances`.
+
+Learning rates are those that torch.optim.lr_scheduler gives to update number `step` (from 0), as far as the last step
+of the cosine: after it, PyTorch's climbs again.
 """
 
 import math
@@ -17,8 +20,14 @@ from unittest import mock
 
 import timm.optim
 import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 STEPS = 20
+COSINES = [  # name, max_lr, min_lr, warmup_steps, total_steps
+    ("cosine", 0.5, 0.0, 0, 17),
+    ("cosine_with_warmup", 6e-4, 6e-5, 5, 23),
+    ("cosine_after_one_step", 0.3, 0.1, 1, 8),
+]
 SIZES = [1, 5, 33]
 CASES = [  # name, optimizer, lr, settings
     ("sgd", "SGD", 0.125, {}),
@@ -86,6 +95,22 @@ def run_muon_in_f64(lr, settings, shape):
         return run("Muon", lr, settings, shape)
 
 
+def cosine_rates(max_lr, min_lr, warmup_steps, total_steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=max_lr)
+    cosine = CosineAnnealingLR(optimizer, total_steps - warmup_steps, eta_min=min_lr)
+    if warmup_steps == 0:
+        schedule = cosine
+    else:
+        warmup = LinearLR(optimizer, start_factor=1 / (warmup_steps + 1), total_iters=warmup_steps)
+        schedule = SequentialLR(optimizer, [warmup, cosine], milestones=[warmup_steps])
+    rates = []
+    for _ in range(total_steps + 1):
+        rates.append(float(optimizer.param_groups[0]["lr"]))
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
 def print_values(tensors):
     for tensor in tensors:
         values = [repr(v) for v in tensor.flatten().tolist()]
@@ -119,4 +144,13 @@ for name, lr, settings in MUON_CASES:
     print(f'    {{"{name}", {{')
     print_values(exact)
     print(f"    }}, {{{', '.join(distances)}}}}},")
+print("};\n")
+
+print("struct PyTorchSchedule {\n  const char* name;\n  double max_lr, min_lr;\n  int warmup_steps, total_steps;\n"
+      "  std::vector<double> lr;  // by step\n};\n")
+print("inline const std::vector<PyTorchSchedule> kPyTorchCosines{")
+for name, *settings in COSINES:
+    rates = [repr(rate) for rate in cosine_rates(*settings)]
+    rows = [", ".join(rates[i:i + 5]) for i in range(0, len(rates), 5)]
+    print(f'    {{"{name}", {", ".join(map(repr, settings))},\n     {{' + ",\n      ".join(rows) + "}},")
 print("};\n\n}  // namespace tessera::optim::reference")
