@@ -415,6 +415,30 @@ Layout rows(const char* operation, Inputs inputs) {
 
 // --- Layers ------------------------------------------------------------------------------------------------
 
+Layout pictures(const char* operation, Inputs inputs, int whole_from) {
+  if (nothing_to_check(inputs)) return {};
+  return on_each_axis(inputs, [&](MeshAxis axis) {
+    bool any_replicated = false;
+    for (const Input& input : inputs) {
+      if (!input.tensor.defined()) continue;
+      const Part part(input, axis);
+      refuse_partial(operation, axis, part, inputs);
+      const int allowed = &input == &inputs[0] ? whole_from : 0;
+      if (part.on_axis.is_sharded() && part.on_axis.dim() >= allowed) {
+        refuse(operation, axis,
+               fmt::format("{} is cut along dimension {}, which {} needs whole: dist::all_gather it",
+                           part.name, part.on_axis.dim(), operation),
+               inputs);
+      }
+      any_replicated = any_replicated || part.on_axis.is_replicated();
+    }
+    const AxisLayout of_x = inputs[0].tensor.layout()[axis];
+    if (!of_x.is_sharded() && !any_replicated) return AxisLayout::invariant();
+    for (const Input& input : inputs) refuse_invariant(operation, axis, Part(input, axis), inputs);
+    return of_x.is_sharded() ? of_x : AxisLayout::replicated();
+  });
+}
+
 Layout embedding(const Tensor& table, const Tensor& ids) {
   const Input inputs[]{{"table", table}, {"ids", ids}};
   if (nothing_to_check(inputs)) return {};

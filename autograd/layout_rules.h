@@ -84,6 +84,9 @@ enum class Reduced { kSum, kMean, kOther };
 [[nodiscard]] Layout scatter_add(const Tensor& x, int dim, const Tensor& index, const Tensor& src);
 /// Rows of x's last dimension, with parameters of that size: layer_norm, rms_norm.
 [[nodiscard]] Layout rows(const char* operation, Inputs x_and_parameters);
+/// The first input [..., H, W] may be cut along the dimensions before `whole_from`, parameters beside it
+/// along none: convolution, pooling.
+[[nodiscard]] Layout pictures(const char* operation, Inputs x_and_parameters, int whole_from);
 /// table [V, D], ids [...]: cut along V, a table gives partial sums of rows, and ids must be P: those of
 /// other ranks masked (dist::mask_foreign_ids).
 [[nodiscard]] Layout embedding(const Tensor& table, const Tensor& ids);

@@ -4,6 +4,7 @@
 
 #include "autograd/arithmetic.h"
 #include "autograd/attention.h"
+#include "autograd/convolution.h"
 #include "autograd/indexing.h"
 #include "autograd/linear_algebra.h"
 #include "autograd/losses.h"

@@ -4,7 +4,9 @@
 
 #include "nn/activations.h"
 #include "nn/attention_core.h"
+#include "nn/batch_norm.h"
 #include "nn/causal_self_attention.h"
+#include "nn/conv2d.h"
 #include "nn/dropout.h"
 #include "nn/embedding.h"
 #include "nn/evaluation_scope.h"
@@ -22,6 +24,7 @@
 #include "nn/module.h"
 #include "nn/multi_head_attention.h"
 #include "nn/non_finite.h"
+#include "nn/pooling.h"
 #include "nn/rms_norm.h"
 #include "nn/rotary_embedding.h"
 #include "nn/sequential.h"

@@ -28,6 +28,7 @@ const std::vector<Row>& rows() {
     add_view_rows(rows);
     add_reduction_and_indexing_rows(rows);
     add_layer_rows(rows);
+    add_picture_rows(rows);
     return rows;
   }();
   return all;

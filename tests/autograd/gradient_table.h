@@ -38,6 +38,7 @@ void add_elementwise_rows(std::vector<Row>& rows);
 void add_view_rows(std::vector<Row>& rows);
 void add_reduction_and_indexing_rows(std::vector<Row>& rows);
 void add_layer_rows(std::vector<Row>& rows);
+void add_picture_rows(std::vector<Row>& rows);
 
 /// All rows.
 [[nodiscard]] const std::vector<Row>& rows();

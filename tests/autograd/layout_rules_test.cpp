@@ -548,6 +548,43 @@ INSTANTIATE_TEST_SUITE_P(
              },
              std::nullopt, "all_reduce"}));
 
+// Pictures [N, C, H, W]: N may be cut, for pools C too. Weights may not, of a convolution.
+Tensor pictures(AxisLayout layout, bool grad = true) { return on_tp({2, 3, 4, 4}, layout, grad); }
+Tensor kernels_of(AxisLayout layout) { return on_tp({2, 3, 2, 2}, layout); }
+
+INSTANTIATE_TEST_SUITE_P(
+    Pictures, LayoutRules,
+    ::testing::Values(
+        Case{"convolution of I", [] { return conv2d(pictures(I), kernels_of(I)); }, I},
+        Case{"convolution of R", [] { return conv2d(pictures(R), kernels_of(R)); }, R},
+        Case{"convolution of cut pictures", [] { return conv2d(pictures(S(0)), kernels_of(R)); }, S(0)},
+        Case{"convolution of cut constants", [] { return conv2d(pictures(S(0), false), kernels_of(R)); },
+             S(0)},
+        Case{"convolution beside an invariant weight", [] { return conv2d(pictures(S(0)), kernels_of(I)); },
+             std::nullopt, "copy_to_ranks"},
+        Case{"convolution with an invariant bias",
+             [] { return conv2d(pictures(S(0)), kernels_of(R), on_tp({2}, I)); }, std::nullopt,
+             "gradient of bias"},
+        Case{"convolution of cut channels", [] { return conv2d(pictures(S(1)), kernels_of(R)); },
+             std::nullopt, "x is cut along dimension 1"},
+        Case{"convolution of cut rows", [] { return conv2d(pictures(S(2)), kernels_of(R)); }, std::nullopt,
+             "x is cut along dimension 2"},
+        Case{"convolution with cut outputs", [] { return conv2d(pictures(R), kernels_of(S(0))); },
+             std::nullopt, "weight is cut along dimension 0"},
+        Case{"convolution with cut channels of the weight",
+             [] { return conv2d(pictures(R), kernels_of(S(1))); }, std::nullopt,
+             "weight is cut along dimension 1"},
+        Case{"convolution of a partial sum", [] { return conv2d(pictures(P), kernels_of(R)); }, std::nullopt,
+             "partial sum"},
+        Case{"largest of cut pictures", [] { return max_pool2d(pictures(S(0))); }, S(0)},
+        Case{"largest of cut channels", [] { return max_pool2d(pictures(S(1))); }, S(1)},
+        Case{"largest of R", [] { return max_pool2d(pictures(R)); }, R},
+        Case{"largest of cut rows", [] { return max_pool2d(pictures(S(2))); }, std::nullopt, "dimension 2"},
+        Case{"largest of a partial sum", [] { return max_pool2d(pictures(P)); }, std::nullopt, "partial sum"},
+        Case{"mean of cut channels", [] { return avg_pool2d(pictures(S(1))); }, S(1)},
+        Case{"mean of cut columns", [] { return avg_pool2d(pictures(S(3))); }, std::nullopt, "dimension 3"}),
+    [](const auto& info) { return std::to_string(info.index); });
+
 TEST(LayoutTypes, AxesAreIndependent) {
   Tensor x = full({2, 4}, 1.0).set_layout(Layout().with(kDp, S(0)).with(kTp, P));
   EXPECT_EQ(to_string((x * 2.0).layout()), "dp S(0), tp P");

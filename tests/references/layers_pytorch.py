@@ -29,7 +29,7 @@ def case(name, inputs, parameters=(), scale=1.0):
 def module(make):
     """A function of PyTorch's own module, with the parameters in its order."""
     def function(*arguments):
-        layer = make()
+        layer = make().to(arguments[-1].dtype)
         names = [name for name, _ in layer.named_parameters()]
         inputs, parameters = arguments[:len(arguments) - len(names)], arguments[len(arguments) - len(names):]
         return torch.func.functional_call(layer, dict(zip(names, parameters)), inputs)
@@ -79,6 +79,29 @@ def rotary(x):  # channels k and k + 3 are real and imaginary part; position 5 +
     angle = (5 + torch.arange(5))[:, None] * 100.0 ** (-2 * torch.arange(3).double() / 6)
     turned = torch.complex(exact[..., :3], exact[..., 3:]) * torch.polar(torch.ones_like(angle), angle)[:, None]
     return torch.cat([turned.real, turned.imag], -1).to(x.dtype)
+
+
+# --- Pictures
+
+case("conv2d", [(2, 3, 7, 5)], [(5, 3, 3, 3), (5,)])(module(lambda: nn.Conv2d(3, 5, 3, padding=1)))
+case("conv2d_with_everything", [(3, 4, 9, 8)], [(6, 2, 3, 2)])(
+    module(lambda: nn.Conv2d(4, 6, (3, 2), stride=(2, 3), padding=(1, 2), dilation=(2, 3), groups=2, bias=False)))
+case("max_pool2d", [(2, 3, 7, 5)])(nn.MaxPool2d(2))
+case("max_pool2d_with_everything", [(2, 3, 7, 9)])(nn.MaxPool2d((3, 2), stride=(2, 1), padding=1, dilation=(1, 3)))
+case("max_pool2d_of_zeros", [(2, 3, 7, 9)], scale=0.0)(nn.MaxPool2d((3, 2), stride=(2, 1), padding=1))
+case("avg_pool2d", [(2, 3, 7, 5)])(nn.AvgPool2d((3, 2), stride=(2, 1), padding=1))
+case("batch_norm", [(3, 5, 3, 7)], [gain(5), (5,)])(module(lambda: nn.BatchNorm2d(5, eps=0.01)))
+
+
+@case("batch_norm_in_evaluation", [(2, 5, 3, 7)], [gain(5), (5,)])
+def batch_norm_in_evaluation(x, weight, bias):
+    """After two batches in training mode; momentum 0.25."""
+    layer = nn.BatchNorm2d(5, momentum=0.25).to(torch.float64)
+    layer(noise(310, (3, 5, 3, 7)))
+    layer(noise(311, (2, 5, 1, 3)))
+    mean, var = layer.running_mean.to(x.dtype), layer.running_var.to(x.dtype)
+    y = F.batch_norm(x, mean, var, weight, bias)
+    return torch.cat([y.flatten(), mean, var])
 
 
 # --- Attention

@@ -63,6 +63,30 @@ Subject make_rotary() {
   return {std::move(module), [m](const Inputs& x) { return (*m)(x[0], 5); }};
 }
 
+// In evaluation mode, after two batches in training mode; output and running statistics.
+Subject make_batch_norm_in_evaluation() {
+  auto module = std::make_unique<nn::BatchNorm2d>(5, nn::BatchNormOptions{.momentum = 0.25});
+  nn::BatchNorm2d* m = module.get();
+  return {std::move(module), [m](const Inputs& x) {
+            const DType dtype = x[0].dtype();
+            const NamedTensors state = m->state();
+            {
+              const NoGrad no_grad;
+              m->to(kF64);
+              m->train();
+              static_cast<void>((*m)(noise(310, {3, 5, 3, 7})));
+              static_cast<void>((*m)(noise(311, {2, 5, 1, 3})));
+              m->eval();
+              m->to(dtype);
+            }
+            std::vector<Tensor> parts{(*m)(x[0]).flatten()};
+            for (const auto& [name, tensor] : state) {
+              if (name.starts_with("running_")) parts.push_back(tensor);
+            }
+            return concat(parts, 0);
+          }};
+}
+
 // Targets of the losses: layers_pytorch.py's TARGETS, and numbers in [0, 1).
 Tensor classes() {
   Tensor targets = whole_numbers(300, {7}, 97);
@@ -111,6 +135,38 @@ std::vector<Case> layer_cases() {
        {input({2, 3, 7})},
        [] { return layer<nn::SwiGlu>(nn::SwiGluConfig{.width = 7, .hidden = 11}); }},
       {"rotary", {input({2, 5, 3, 6})}, make_rotary},
+      {"conv2d",
+       {input({2, 3, 7, 5})},
+       [] { return layer<nn::Conv2d>(3, 5, Size2(3), nn::Conv2dOptions{.padding = 1}); }},
+      {"conv2d_with_everything",
+       {input({3, 4, 9, 8})},
+       [] {
+         return layer<nn::Conv2d>(
+             4, 6, Size2(3, 2),
+             nn::Conv2dOptions{
+                 .stride = {2, 3}, .padding = {1, 2}, .dilation = {2, 3}, .groups = 2, .bias = false});
+       }},
+      {"max_pool2d", {input({2, 3, 7, 5})}, [] { return layer<nn::MaxPool2d>(); }},
+      {"max_pool2d_with_everything",
+       {input({2, 3, 7, 9})},
+       [] {
+         return layer<nn::MaxPool2d>(
+             Pool2dConfig{.window = {3, 2}, .stride = {2, 1}, .padding = 1, .dilation = {1, 3}});
+       }},
+      {"max_pool2d_of_zeros",
+       {input({2, 3, 7, 9}, 0.0)},
+       [] {
+         return layer<nn::MaxPool2d>(Pool2dConfig{.window = {3, 2}, .stride = {2, 1}, .padding = 1});
+       }},
+      {"avg_pool2d",
+       {input({2, 3, 7, 5})},
+       [] {
+         return layer<nn::AvgPool2d>(Pool2dConfig{.window = {3, 2}, .stride = {2, 1}, .padding = 1});
+       }},
+      {"batch_norm",
+       {input({3, 5, 3, 7})},
+       [] { return layer<nn::BatchNorm2d>(5, nn::BatchNormOptions{.epsilon = 0.01}); }},
+      {"batch_norm_in_evaluation", {input({2, 5, 3, 7})}, make_batch_norm_in_evaluation},
       {"causal_self_attention",
        {input({2, 7, 15})},
        [] { return layer<nn::CausalSelfAttention>(nn::CausalSelfAttentionConfig{.width = 15, .heads = 3}); }},
@@ -185,7 +241,8 @@ std::vector<Case> all_cases() {
 void set_noise(nn::Module& module, DType dtype) {
   module.to(dtype);
   const NoGrad no_grad;
-  const bool norm = dynamic_cast<nn::LayerNorm*>(&module) || dynamic_cast<nn::RmsNorm*>(&module);
+  const bool norm = dynamic_cast<nn::LayerNorm*>(&module) || dynamic_cast<nn::RmsNorm*>(&module) ||
+                    dynamic_cast<nn::BatchNorm2d*>(&module);
   std::int64_t k = 0;
   for (auto& [name, parameter] : module.named_parameters()) {
     Tensor target = parameter;
