@@ -296,7 +296,10 @@ TEST_F(BadInput, OfEvaluationAndGenerationGetsOneMessageAndStatus2) {
            {"tokens", "gpt2_generate --model run --prompt a --tokens -1",
             "--tokens: expected a number from 0"},
            {"mlp", "mlp --stepz 3", "Did you mean --steps"},
-           {"mlp value", "mlp --steps few", "few"}}) {
+           {"mlp value", "mlp --steps few", "few"},
+           {"digits", "digits --data none.txt", "can't read none.txt"},
+           {"digits of another kind", "digits --data text",
+            "picture 0 of text is not 64 letters and a digit"}}) {
     expect(c, c.options, 2);
   }
 }

@@ -29,7 +29,8 @@ TEST_F(ProgramOptions, AreAllInTheHelp) {
              "--csv"}},
            {"gpt2_generate", {"--model", "--prompt", "--tokens", "--temperature", "--top-k", "--seed"}},
            {"gpt2_evaluate", {"--model", "--data"}},
-           {"mlp", {"--steps", "--lr", "--seed"}}}) {
+           {"mlp", {"--steps", "--lr", "--seed"}},
+           {"digits", {"--data", "--epochs", "--batch", "--lr", "--seed"}}}) {
     const Outcome outcome = run(std::string(c.program) + " --help");
     EXPECT_EQ(outcome.status, 0) << c.program;
     EXPECT_EQ(outcome.err, "") << c.program;

@@ -62,7 +62,7 @@ class Workplace : public ::testing::Test {
   [[nodiscard]] std::vector<std::string> command(const std::string& line) const {
     std::vector<std::string> result = words(line);
     for (std::string& word : result) {
-      if (word.starts_with("gpt2_") || word == "mlp") word = (programs_ / word).string();
+      if (word.starts_with("gpt2_") || word == "mlp" || word == "digits") word = (programs_ / word).string();
       if (word == "mpiexec") word = TESSERA_MPIEXEC;
     }
     return result;
