@@ -20,6 +20,8 @@
 namespace tessera::reference {
 namespace {
 
+constexpr const char* kFile = TESSERA_SOURCE_DIR "/tests/references/layers.txt";
+
 using Inputs = std::vector<Tensor>;
 using Function = std::function<Tensor(const Inputs& x)>;
 
@@ -278,7 +280,7 @@ std::vector<std::pair<std::string, std::vector<double>>> results(const Case& c, 
 
 // f64: the stored values have 40 bits, and single operations are within some 1e-15.
 TEST(Layers, F64IsPyTorchsAsFarAsTheStoredDigitsGo) {
-  StoredValues stored("layers");
+  StoredValues stored(kFile);
   for (const Case& c : all_cases()) {
     for (const auto& [name, got] : results(c, kF64)) {
       EXPECT_LE(largest_relative_error(got, stored.at(name).values), 1e-12) << name;
@@ -289,7 +291,7 @@ TEST(Layers, F64IsPyTorchsAsFarAsTheStoredDigitsGo) {
 
 // f32: a few roundings of 2⁻²⁴ = 6e-8 one after the other.
 TEST(Layers, F32IsWithinAMillionth) {
-  StoredValues stored("layers");
+  StoredValues stored(kFile);
   for (const Case& c : all_cases()) {
     for (const auto& [name, got] : results(c, kF32)) {
       EXPECT_LE(relative_error(got, stored.at(name).values), 1e-6) << name;
@@ -301,7 +303,7 @@ TEST(Layers, F32IsWithinAMillionth) {
 // or of relu, ours must be. Both round at much the same places; where they do not, errors are draws of one
 // size.
 TEST(Layers, SixteenBitsAreAsNearToF64AsPyTorchs) {
-  StoredValues stored("layers");
+  StoredValues stored(kFile);
   for (const DType dtype : {kF16, kBF16}) {
     for (const Case& c : all_cases()) {
       for (const auto& [name, got] : results(c, dtype)) {

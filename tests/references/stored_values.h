@@ -81,9 +81,8 @@ inline double largest_relative_error(const std::vector<double>& got, const std::
 /// The tensors of a file, by name. Each that is asked for is ticked off.
 class StoredValues {
  public:
-  /// `name`: "gpt2" for tests/references/gpt2.txt. std::runtime_error if the file is not what it should be.
-  explicit StoredValues(const std::string& name)
-      : path_(TESSERA_SOURCE_DIR "/tests/references/" + name + ".txt") {
+  /// std::runtime_error if the file is not what it should be.
+  explicit StoredValues(std::string path) : path_(std::move(path)) {
     std::ifstream file(path_);
     std::string line, current;
     int exponent = 0;

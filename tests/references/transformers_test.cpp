@@ -46,7 +46,8 @@ struct Case {
   const char* file;
   std::unique_ptr<nn::LanguageModel> (*make)();
 };
-const Case kCases[] = {{"gpt2", make_gpt2}, {"llama", make_llama}};
+const Case kCases[] = {{TESSERA_SOURCE_DIR "/tests/references/gpt2.txt", make_gpt2},
+                       {TESSERA_SOURCE_DIR "/tests/references/llama.txt", make_llama}};
 
 NamedTensors sorted_parameters(const nn::Module& model) {
   NamedTensors parameters = model.named_parameters();
