@@ -3,8 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
-#include <numeric>
 
 #include "autograd/grad_mode.h"
 #include "kernels/error.h"
@@ -15,93 +13,123 @@
 namespace tessera::nn {
 namespace {
 
+using Ids = std::vector<std::int64_t>;
+
 double draw(std::uint64_t seed, std::int64_t index) {
   const kernels::RandomKey key{seed, kernels::stream_id("generate"), 0};
   return kernels::random_word(key, static_cast<std::uint64_t>(index)) / 4294967296.0;
 }
 
-Tensor as_batch(std::span<const std::int64_t> ids) {
-  return from_span(ids, Shape{1, static_cast<std::int64_t>(ids.size())});
+// Where the window begins again: the later half of the context.
+void slide(Ids& window, std::int64_t context) {
+  window.erase(window.begin(), window.end() - std::max<std::ptrdiff_t>(context / 2, 1));
+}
+
+/// One text: what is known of it, and what the model has been shown.
+struct Row {
+  Ids prompt;  // its end, where it is longer than the context
+  Ids window;  // what the model sees; as long in all rows
+  Ids all;     // of a penalty: prompt and new tokens
+  Ids result;
+  std::uint64_t seed = 0;
+  bool is_done = false;
+};
+
+std::vector<Row> make_rows(std::span<const Ids> prompts, const GenerateOptions& options,
+                           std::int64_t context) {
+  std::vector<Row> rows;
+  for (const Ids& prompt : prompts) {
+    if (prompt.empty()) throw ConfigError("generate: the prompt is empty; give at least one token");
+    Row row;
+    row.prompt = row.all = prompt;
+    row.seed = options.seed + rows.size();
+    if (static_cast<std::int64_t>(prompt.size()) > context) slide(row.prompt, context);
+    row.is_done = options.tokens < 1;
+    rows.push_back(std::move(row));
+  }
+  const auto shortest =
+      std::ranges::min_element(rows, {}, [](const Row& row) { return row.prompt.size(); })->prompt.size();
+  for (Row& row : rows)
+    row.window.assign(row.prompt.begin(), row.prompt.begin() + static_cast<std::ptrdiff_t>(shortest));
+  return rows;
+}
+
+// Columns `first`, ... of all windows: [B, T].
+Tensor as_batch(const std::vector<Row>& rows, std::int64_t first) {
+  Ids ids;
+  for (const Row& row : rows) ids.insert(ids.end(), row.window.begin() + first, row.window.end());
+  const auto count = static_cast<std::int64_t>(rows.size());
+  return from_vector(ids, Shape{count, static_cast<std::int64_t>(ids.size()) / count});
+}
+
+// The next token of a row that is past its prompt, and whether its text ends with it.
+std::int64_t draw_token(Row& row, std::span<const double> logits, const GenerateOptions& options) {
+  const Sampling sampling{options.temperature, options.top_k, options.top_p, options.repetition_penalty};
+  const std::int64_t token =
+      sample_token(logits, sampling, draw(row.seed, static_cast<std::int64_t>(row.result.size())), row.all);
+  if (std::ranges::find(options.stop_tokens, token) != options.stop_tokens.end()) {
+    row.is_done = true;
+    return token;
+  }
+  row.result.push_back(token);
+  row.all.push_back(token);
+  const bool has_enough = static_cast<std::int64_t>(row.result.size()) >= options.tokens;
+  row.is_done = (options.on_token && !options.on_token(token)) || has_enough;
+  return token;
+}
+
+std::vector<Ids> generate_rows(LanguageModel& model, std::span<const Ids> prompts,
+                               const GenerateOptions& options) {
+  if (prompts.empty()) return {};
+  const NoGrad no_grad;
+  const EvaluationScope evaluation(model);
+  const std::int64_t context = model.context();
+  std::vector<Row> rows = make_rows(prompts, options, context);
+  KvCache cache = model.make_cache(options.use_cache ? 0 : 1);
+  KvCache* const past = options.use_cache ? &cache : nullptr;
+
+  while (!std::ranges::all_of(rows, &Row::is_done)) {
+    // With a cache: what the model has not read yet.
+    const Tensor ids = as_batch(rows, options.use_cache ? cache.length() : 0);
+    const Tensor logits = options.next_logits ? options.next_logits(ids, past) : model.next_logits(ids, past);
+    const std::vector<double> values = logits.to_vector<double>();
+    const std::size_t vocab = values.size() / rows.size();
+    const std::size_t drawn =
+        options.vocab > 0 ? std::min(vocab, static_cast<std::size_t>(options.vocab)) : vocab;
+    for (std::size_t r = 0; r < rows.size(); ++r) {
+      Row& row = rows[r];
+      const bool in_prompt = row.window.size() < row.prompt.size();  // it has not slid: no prompt is longer
+      const std::int64_t next = in_prompt ? row.prompt[row.window.size()]
+                                : row.is_done
+                                    ? row.window.back()  // nobody looks at it
+                                    : draw_token(row, std::span(values).subspan(r * vocab, drawn), options);
+      row.window.push_back(next);
+    }
+    if (static_cast<std::int64_t>(rows[0].window.size()) > context) {
+      for (Row& row : rows) {
+        slide(row.window, context);
+        row.prompt.clear();  // all of it has been read
+      }
+      cache.clear();
+    }
+  }
+  std::vector<Ids> results;
+  for (Row& row : rows) results.push_back(std::move(row.result));
+  return results;
 }
 
 }  // namespace
 
-std::int64_t sample_token(std::span<const double> logits, double temperature, std::int64_t top_k,
-                          double draw) {
-  if (logits.empty() || temperature < 0.0 || top_k < 0) {
-    throw ConfigError(fmt::format("generate: temperature and top_k must not be negative, but are {} and {}",
-                                  temperature, top_k));
-  }
-  if (const auto nan = std::ranges::find_if(logits, [](double x) { return std::isnan(x); });
-      nan != logits.end()) {
-    throw NonFiniteError(fmt::format("generate: the logit of token {} is NaN", nan - logits.begin()));
-  }
-  if (temperature == 0.0) return std::ranges::max_element(logits) - logits.begin();
-
-  std::vector<std::int64_t> order(logits.size());
-  std::iota(order.begin(), order.end(), std::int64_t{0});
-  std::size_t count = logits.size();
-  if (top_k > 0 && static_cast<std::size_t>(top_k) < count) {
-    count = static_cast<std::size_t>(top_k);
-    // The lower id first among equals, so that the choice does not depend on the library's sort.
-    std::ranges::partial_sort(order, order.begin() + static_cast<std::ptrdiff_t>(count),
-                              [&logits](std::int64_t a, std::int64_t b) {
-                                const double x = logits[static_cast<std::size_t>(a)];
-                                const double y = logits[static_cast<std::size_t>(b)];
-                                return x > y || (x == y && a < b);
-                              });
-  }
-  const double largest = *std::ranges::max_element(logits);
-  std::vector<double> cumulative;
-  double total = 0.0;
-  for (std::size_t i = 0; i < count; ++i) {
-    total += std::exp((logits[static_cast<std::size_t>(order[i])] - largest) / temperature);
-    cumulative.push_back(total);
-  }
-  const auto chosen = std::ranges::upper_bound(cumulative, draw * total);
-  return order[static_cast<std::size_t>(
-      std::min<std::ptrdiff_t>(chosen - cumulative.begin(), static_cast<std::ptrdiff_t>(count) - 1))];
+Ids generate(LanguageModel& model, std::span<const std::int64_t> prompt, const GenerateOptions& options) {
+  const std::vector<Ids> prompts{Ids(prompt.begin(), prompt.end())};
+  return generate_rows(model, prompts, options)[0];
 }
 
-std::vector<std::int64_t> generate(LanguageModel& model, std::span<const std::int64_t> prompt,
-                                   const GenerateOptions& options) {
-  if (prompt.empty()) throw ConfigError("generate: the prompt is empty; give at least one token");
-  const NoGrad no_grad;
-  const EvaluationScope evaluation(model);
-  const auto context = static_cast<std::size_t>(model.context());
-
-  std::vector<std::int64_t> window(prompt.begin(), prompt.end());  // what the model sees
-  const auto slide = [&window, context] {
-    window.erase(window.begin(),
-                 window.end() - static_cast<std::ptrdiff_t>(std::max<std::size_t>(context / 2, 1)));
-  };
-  if (window.size() > context) slide();
-  KvCache cache = model.make_cache(options.use_cache ? 0 : 1);
-  const auto next_logits = [&](const Tensor& ids, KvCache* past) {
-    return options.next_logits ? options.next_logits(ids, past) : model.next_logits(ids, past);
-  };
-  std::vector<std::int64_t> result;
-  while (static_cast<std::int64_t>(result.size()) < options.tokens) {
-    Tensor logits;
-    if (options.use_cache) {
-      const std::span<const std::int64_t> unread =
-          std::span(window).subspan(static_cast<std::size_t>(cache.length()));
-      logits = next_logits(as_batch(unread), &cache);
-    } else {
-      logits = next_logits(as_batch(window), nullptr);
-    }
-    const std::int64_t token = sample_token(logits.to_vector<double>(), options.temperature, options.top_k,
-                                            draw(options.seed, static_cast<std::int64_t>(result.size())));
-    if (token == options.stop_token) break;
-    result.push_back(token);
-    if (options.on_token && !options.on_token(token)) break;
-    window.push_back(token);
-    if (window.size() > context) {
-      slide();
-      cache.clear();
-    }
-  }
-  return result;
+std::vector<Ids> generate_batch(LanguageModel& model, std::span<const Ids> prompts,
+                                const GenerateOptions& options) {
+  if (options.on_token)
+    throw ConfigError("generate_batch: on_token is for one text; use generate, or leave it out");
+  return generate_rows(model, prompts, options);
 }
 
 }  // namespace tessera::nn

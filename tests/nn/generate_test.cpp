@@ -164,7 +164,7 @@ TEST(Generate, StopsBeforeTheStopTokenAndWhenTheCallerHasEnough) {
   const std::int64_t stop = whole[10];
   const auto first = std::ranges::find(whole, stop);  // it may have come before
   GenerateOptions stopping = options;
-  stopping.stop_token = stop;
+  stopping.stop_tokens = {stop};
   EXPECT_EQ(generate(*model, Ids{1}, stopping), Ids(whole.begin(), first));
 
   Ids seen;
@@ -176,6 +176,17 @@ TEST(Generate, StopsBeforeTheStopTokenAndWhenTheCallerHasEnough) {
   EXPECT_EQ(generate(*model, Ids{1}, watching), Ids(whole.begin(), whole.begin() + 5));
   EXPECT_EQ(seen, Ids(whole.begin(), whole.begin() + 5));
   EXPECT_TRUE(generate(*model, Ids{1}, {.tokens = 0}).empty());
+}
+
+TEST(Generate, NeverGivesIdsThatTheTokenizerHasNot) {
+  const auto model = make_model(kGpt2);
+  for (const double temperature : {0.0, 50.0}) {
+    const Ids free = generate(*model, Ids{1}, {.tokens = 60, .temperature = temperature});
+    const Ids bound = generate(*model, Ids{1}, {.tokens = 60, .temperature = temperature, .vocab = 5});
+    EXPECT_GE(std::ranges::max(free), 5);
+    EXPECT_EQ(bound.size(), 60U);
+    EXPECT_LT(std::ranges::max(bound), 5);
+  }
 }
 
 TEST(Generate, RunsInEvaluationModeAndPutsTheModeBack) {
@@ -205,6 +216,9 @@ TEST(Generate, NamesWhatIsWrong) {
   expect_error<ConfigError>([&] { generate(*model, Ids{}); }, "the prompt is empty");
   expect_error<ConfigError>([&] { generate(*model, Ids{1}, {.temperature = -1.0}); }, "temperature");
   expect_error<ConfigError>([&] { generate(*model, Ids{1}, {.top_k = -1}); }, "top_k");
+  for (const double top_p : {0.0, -0.5, 1.5, std::numeric_limits<double>::quiet_NaN()})
+    expect_error<ConfigError>([&] { generate(*model, Ids{1}, {.top_p = top_p}); }, "top_p");
+  expect_error<ConfigError>([&] { generate(*model, Ids{1}, {.repetition_penalty = 0.0}); }, "penalty");
   expect_error<IndexError>([&] { generate(*model, Ids{1, 23}); }, "23");
   Tensor weight = model->find_parameter("ln_f.bias");
   {
@@ -243,7 +257,8 @@ TEST(SampleToken, ComesAsOftenAsTheSoftmaxOfItsLogitSays) {
     std::vector<int> counts(c.logits.size());
     for (int i = 0; i < kDraws; ++i) {
       const double draw = static_cast<double>(i) / kDraws;
-      ++counts[static_cast<std::size_t>(sample_token(c.logits, c.temperature, c.top_k, draw))];
+      ++counts[static_cast<std::size_t>(
+          sample_token(c.logits, {.temperature = c.temperature, .top_k = c.top_k}, draw))];
     }
     double total = 0.0;
     for (const double weight : c.weights) total += weight;
@@ -261,9 +276,9 @@ TEST(SampleToken, ComesAsOftenAsTheSoftmaxOfItsLogitSays) {
 TEST(SampleToken, NeverLeavesTheVocabulary) {
   const double below_one = std::nextafter(1.0, 0.0);
   const std::vector<double> logits = {0.1, 0.2, 0.3};
-  EXPECT_EQ(sample_token(logits, 1.0, 0, below_one), 2);
-  EXPECT_EQ(sample_token(logits, 1.0, 0, 0.0), 0);
-  EXPECT_THROW((void)sample_token({}, 1.0, 0, 0.5), ConfigError);
+  EXPECT_EQ(sample_token(logits, {}, below_one), 2);
+  EXPECT_EQ(sample_token(logits, {}, 0.0), 0);
+  EXPECT_THROW((void)sample_token({}, {}, 0.5), ConfigError);
 }
 
 }  // namespace

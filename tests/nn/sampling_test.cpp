@@ -1,0 +1,160 @@
+// Penalty, temperature, top-k and top-p against the logits processors of transformers; many prompts at once.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/error.h"
+#include "nn/generate.h"
+#include "nn/nn.h"
+#include "tests/nn/check.h"
+#include "tests/nn/errors.h"
+#include "tests/nn/sampling_values.h"
+
+namespace tessera::nn {
+namespace {
+
+using Ids = std::vector<std::int64_t>;
+
+TEST(Sampling, ProbabilitiesAreThoseOfTransformers) {
+  EXPECT_GT(kSamplingCases.size(), 200U);
+  for (const SamplingCase& c : kSamplingCases) {
+    const Sampling sampling{c.temperature, c.top_k, c.top_p, c.repetition_penalty};
+    const std::vector<double> got = token_probabilities(c.logits, sampling, kSamplingSeen);
+    ASSERT_EQ(got.size(), c.probabilities.size());
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      EXPECT_NEAR(got[i], c.probabilities[i], 1e-14)
+          << c.name << ", token " << i << " at " << c.temperature << ", " << c.top_k << ", " << c.top_p
+          << ", " << c.repetition_penalty;
+    }
+  }
+}
+
+TEST(Sampling, DrawsComeAsOftenAsTheProbabilitiesSay) {
+  const std::vector<double> logits = {2.5, -1.0, 0.25, 3.0, -0.5, 1.75};
+  const Sampling sampling{.temperature = 1.5, .top_k = 5, .top_p = 0.9, .repetition_penalty = 1.3};
+  const Ids seen = {3, 1};
+  const std::vector<double> probabilities = token_probabilities(logits, sampling, seen);
+  std::vector<double> counts(logits.size());
+  constexpr int kDraws = 10000;
+  for (int i = 0; i < kDraws; ++i)
+    ++counts[static_cast<std::size_t>(sample_token(logits, sampling, static_cast<double>(i) / kDraws, seen))];
+  for (std::size_t t = 0; t < counts.size(); ++t) EXPECT_NEAR(counts[t], kDraws * probabilities[t], 2.0) << t;
+  EXPECT_EQ(std::ranges::count(probabilities, 0.0), 2) << "one by top_k, one by top_p";
+}
+
+TEST(Sampling, TopPKeepsTheFewestThatReachItAndAlwaysOne) {
+  const std::vector<double> logits = {std::log(0.5), std::log(0.25), std::log(0.125), std::log(0.125)};
+  const auto kept = [&](double top_p) {
+    const auto p = token_probabilities(logits, {.top_p = top_p});
+    return p.size() - static_cast<std::size_t>(std::ranges::count(p, 0.0));
+  };
+  EXPECT_EQ(kept(1e-300), 1U);
+  EXPECT_EQ(kept(0.49), 1U);
+  EXPECT_EQ(kept(0.51), 2U);
+  EXPECT_EQ(kept(0.76), 3U);
+  EXPECT_EQ(kept(0.88), 4U);
+  EXPECT_NEAR(token_probabilities(logits, {.top_p = 0.8})[2], 0.125 / 0.875, 1e-15)
+      << "the lower id of equals";
+  EXPECT_EQ(token_probabilities(logits, {.top_p = 0.8})[3], 0.0);
+}
+
+TEST(Sampling, APenaltyWorksWithoutTemperatureToo) {
+  const std::vector<double> logits = {1.0, 1.5, -1.0};
+  EXPECT_EQ(sample_token(logits, {.temperature = 0.0}, 0.5), 1);
+  EXPECT_EQ(sample_token(logits, {.temperature = 0.0, .repetition_penalty = 2.0}, 0.5, Ids{1}), 0);
+  EXPECT_EQ(sample_token(logits, {.temperature = 0.0, .repetition_penalty = 2.0}, 0.5, Ids{1, 1, 0}), 1);
+}
+
+// As in generate_test.cpp: in f64, logits of different tokens far apart.
+std::unique_ptr<LanguageModel> make_model(const std::string& sizes) {
+  std::unique_ptr<LanguageModel> model = make_language_model(sizes, 23);
+  model->to(kF64);
+  const NoGrad no_grad;
+  for (const auto& [name, parameter] : model->named_parameters()) {
+    Tensor weights = parameter;
+    if (parameter.dims() == 2) weights.copy_from(parameter.detach() * 10.0);
+  }
+  return model;
+}
+
+constexpr const char* kGpt2 = "layers=2,heads=2,width=16,context=12";
+constexpr const char* kLlama = "family=llama,layers=2,heads=4,kv_heads=2,width=16,context=12";
+
+// Prompts of 1 to 30 tokens, beyond the context of 12; texts that slide several times.
+TEST(GenerateBatch, GivesForEachPromptWhatItGivesAlone) {
+  std::vector<Ids> prompts;
+  for (const std::size_t length : {3, 1, 12, 7, 30, 3}) {
+    Ids prompt;
+    for (std::size_t i = 0; i < length; ++i)
+      prompt.push_back(static_cast<std::int64_t>((i * i + length + prompts.size()) % 23));
+    prompts.push_back(prompt);
+  }
+  for (const char* sizes : {kGpt2, kLlama}) {
+    const auto model = make_model(sizes);
+    for (const bool use_cache : {true, false}) {
+      for (const double temperature : {0.0, 1.0}) {
+        const GenerateOptions options{.tokens = 25,
+                                      .temperature = temperature,
+                                      .top_k = 12,
+                                      .top_p = 0.95,
+                                      .repetition_penalty = 1.2,
+                                      .seed = 7,
+                                      .stop_tokens = {4},
+                                      .use_cache = use_cache};
+        const std::vector<Ids> together = generate_batch(*model, prompts, options);
+        ASSERT_EQ(together.size(), prompts.size());
+        for (std::size_t r = 0; r < prompts.size(); ++r) {
+          GenerateOptions alone = options;
+          alone.seed = options.seed + r;
+          EXPECT_EQ(together[r], generate(*model, prompts[r], alone)) << sizes << ", row " << r;
+        }
+      }
+    }
+  }
+}
+
+TEST(GenerateBatch, EndsRowsByThemselves) {
+  const auto model = make_model(kGpt2);
+  const std::vector<Ids> prompts = {{1, 2}, {5}, {9, 9, 9}};
+  const GenerateOptions options{.tokens = 20, .temperature = 2.0, .seed = 3};
+  const std::vector<Ids> whole = generate_batch(*model, prompts, options);
+  GenerateOptions stopping = options;
+  stopping.stop_tokens = {whole[1][4], whole[2][9]};
+  const std::vector<Ids> stopped = generate_batch(*model, prompts, stopping);
+  for (std::size_t r = 0; r < prompts.size(); ++r) {
+    const auto end = std::ranges::find_first_of(whole[r], stopping.stop_tokens);
+    EXPECT_EQ(stopped[r], Ids(whole[r].begin(), end)) << r;
+  }
+  EXPECT_LE(stopped[1].size(), 4U);
+}
+
+TEST(GenerateBatch, ReadsAllPromptsInOnePass) {
+  const auto model = make_model(kGpt2);
+  std::vector<Shape> passes;
+  model->add_forward_pre_hook(
+      [&passes](Module&, std::span<Tensor> inputs) { passes.push_back(inputs[0].shape()); });
+  (void)generate_batch(*model, std::vector<Ids>{{1, 2, 3}, {4, 5, 6, 7, 8}}, {.tokens = 2});
+  // The second text ends 2 passes after the first: 5 + 2 tokens in all, of which the last is never read.
+  EXPECT_EQ(passes, (std::vector<Shape>{{2, 3}, {2, 1}, {2, 1}, {2, 1}}));
+}
+
+TEST(GenerateBatch, NamesWhatIsWrong) {
+  const auto model = make_model(kGpt2);
+  const std::vector<Ids> prompts = {{1}, {}};
+  expect_error<ConfigError>([&] { (void)generate_batch(*model, prompts); }, "the prompt is empty");
+  const std::vector<Ids> one = {{1}};
+  expect_error<ConfigError>(
+      [&] { (void)generate_batch(*model, one, {.on_token = [](std::int64_t) { return true; }}); },
+      "on_token is for one text");
+  EXPECT_TRUE(generate_batch(*model, std::vector<Ids>{}).empty());
+  EXPECT_EQ(generate_batch(*model, one, {.tokens = 0}), std::vector<Ids>{Ids{}});
+}
+
+}  // namespace
+}  // namespace tessera::nn
