@@ -1,5 +1,7 @@
 #include "data/pre_tokenizer.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -158,6 +160,31 @@ std::size_t pre_token_length(std::string_view text) noexcept {
   // `\s+(?!\S)`: white space before a word leaves its last character to it, if it is not alone.
   const bool before_word = run == Class::kSpace && next.its_class != Class::kSpace;
   return before_word && end > last_length ? end - last_length : end;
+}
+
+std::string pre_token_pattern() {
+  // The ranges of a class, as in \x{2000}-\x{200A}.
+  const auto ranges_of = [](Class its_class) {
+    std::string ranges;
+    const auto add = [&ranges](std::int32_t first, std::int32_t last) {
+      ranges += fmt::format("\\x{{{:04X}}}", first);
+      if (last > first) ranges += fmt::format("-\\x{{{:04X}}}", last);
+    };
+    for (std::int32_t c = 0; c < 128; ++c) {
+      if (class_of(c) != its_class) continue;
+      const std::int32_t first = c;
+      while (c + 1 < 128 && class_of(c + 1) == its_class) ++c;
+      add(first, c);
+    }
+    for (const Range& range : kRanges) {
+      if (range.its_class == its_class) add(range.first, range.last);
+    }
+    return ranges;
+  };
+  const std::string spaces = ranges_of(Class::kSpace), digits = ranges_of(Class::kDigit),
+                    others = ranges_of(Class::kOther);
+  return fmt::format("'(?:[stmd]|re|ve|ll)| ?[^{0}{1}{2}]+| ?[{1}]+| ?[{2}]+|[{0}]+(?![^{0}])|[{0}]+", spaces,
+                     digits, others);
 }
 
 }  // namespace tessera::data

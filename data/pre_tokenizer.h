@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 #include <string_view>
 
 namespace tessera::data {
@@ -35,5 +36,9 @@ inline constexpr std::size_t kPreTokenLookAhead = 8;
 /// @param text  not empty; any bytes.
 /// @return      between 1 and text.size().
 [[nodiscard]] std::size_t pre_token_length(std::string_view text) noexcept;
+
+/// The same rules as a regular expression, for texts in UTF-8: what other tools need to cut as this does.
+/// Every character that is no letter is named in it, by its number.
+[[nodiscard]] std::string pre_token_pattern();
 
 }  // namespace tessera::data

@@ -1,9 +1,11 @@
 #include "data/token_stream.h"
 
 #include <cstdint>
+#include <optional>
 
 #include "data/merge_table.h"
 #include "data/pre_tokenizer.h"
+#include "data/split_pattern.h"
 #include "data/utf8.h"
 #include "data/word_table.h"
 
@@ -19,10 +21,13 @@ struct StreamEncoder::Memory {
   std::vector<std::size_t> ends;  // word k's ids end at ends[k] in `ids`
   std::vector<std::int32_t> ids;
   detail::MergeScratch scratch;
+  std::optional<detail::PatternCutter> cutter;  // of a tokenizer with a pattern of its own
 };
 
 StreamEncoder::StreamEncoder(const Tokenizer& tokenizer)
-    : tokenizer_(&tokenizer), memory_(std::make_unique<Memory>()) {}
+    : tokenizer_(&tokenizer), memory_(std::make_unique<Memory>()) {
+  if (tokenizer.pattern_ != nullptr) memory_->cutter.emplace(*tokenizer.pattern_);
+}
 StreamEncoder::StreamEncoder(StreamEncoder&&) noexcept = default;
 StreamEncoder& StreamEncoder::operator=(StreamEncoder&&) noexcept = default;
 StreamEncoder::~StreamEncoder() = default;
@@ -44,12 +49,18 @@ void StreamEncoder::finish(std::vector<std::int32_t>& ids) {
 std::size_t StreamEncoder::encode_pre_tokens(std::string_view text, bool is_end,
                                              std::vector<std::int32_t>& ids) {
   Memory& memory = *memory_;
+  if (memory.cutter) memory.cutter->start(text, is_end);
+  // Length of the piece that `rest` begins with; 0 if what comes next may make it longer.
+  const auto next_length = [&](std::string_view rest) -> std::size_t {
+    if (memory.cutter) return memory.cutter->next();
+    const std::size_t length = pre_token_length(rest);
+    return !is_end && rest.size() - length < kPreTokenLookAhead ? 0 : length;
+  };
   std::size_t done = 0;
   while (done < text.size()) {
     const std::string_view rest = text.substr(done);
-    const std::string_view word = rest.substr(0, pre_token_length(rest));
-    if (!is_end && rest.size() - word.size() < kPreTokenLookAhead)
-      break;  // what comes next may make it longer
+    const std::string_view word = rest.substr(0, next_length(rest));
+    if (word.empty()) break;
     done += word.size();
 
     if (word.size() > Memory::kLongestWord) {

@@ -8,7 +8,9 @@
 
 #include "data/hash.h"
 #include "data/merge_table.h"
+#include "data/split_pattern.h"
 #include "data/token_stream.h"
+#include "data/utf8.h"
 #include "kernels/error.h"
 
 namespace tessera::data {
@@ -19,11 +21,23 @@ constexpr std::string_view kPreTokenizer = "gpt2-blocks-1";
 
 std::uint64_t hash_of(const Vocabulary& vocabulary) {
   detail::Fnv1a hash;
-  hash.add(kPreTokenizer);
+  hash.add(vocabulary.pattern.empty() ? kPreTokenizer : std::string_view(vocabulary.pattern));
   hash.add(static_cast<std::uint64_t>(vocabulary.tokens.size()));
   for (const std::string& token : vocabulary.tokens) hash.add(std::string_view(token));
   for (const auto& [left, right] : vocabulary.merges) hash.add(detail::pair_key(left, right));
   hash.add(static_cast<std::uint64_t>(vocabulary.end_of_text.value_or(-1)));
+  // What only tokenizers from elsewhere have leaves the hashes of the others as they were.
+  if (vocabulary.whole_pieces_first) hash.add(std::string_view("whole pieces first"));
+  for (const AddedToken& added : vocabulary.added) {
+    hash.add(std::string_view("added"));
+    hash.add(static_cast<std::uint64_t>(added.id) << 2 | (added.takes_left_space ? 2u : 0u) |
+             (added.takes_right_space ? 1u : 0u));
+  }
+  for (const auto* ids : {&vocabulary.before_text, &vocabulary.after_text}) {
+    if (ids->empty()) continue;
+    hash.add(std::string_view(ids == &vocabulary.before_text ? "before" : "after"));
+    for (const std::int32_t id : *ids) hash.add(static_cast<std::uint64_t>(id));
+  }
   return hash.value();
 }
 
@@ -41,10 +55,15 @@ Tokenizer::Tokenizer(Vocabulary vocabulary) : vocabulary_(std::move(vocabulary))
         fmt::format("vocabulary: {} has id {}, but ids end at {}", kEndOfText, *end_of_text, num_tokens - 1));
   }
 
+  check_added();
+  std::vector<bool> merges_to(tokens.size(), true);  // no merge makes the others, and no text spells them
+  if (end_of_text) merges_to[static_cast<std::size_t>(*end_of_text)] = false;
+  for (const AddedToken& added : vocabulary_.added) merges_to[static_cast<std::size_t>(added.id)] = false;
+
   std::unordered_map<std::string_view, std::int32_t> ids;
   ids.reserve(tokens.size());
   for (std::int32_t id = 0; id < num_tokens; ++id) {
-    if (id == end_of_text) continue;
+    if (!merges_to[static_cast<std::size_t>(id)]) continue;
     const std::string& token = tokens[static_cast<std::size_t>(id)];
     if (token.empty()) throw DataError(fmt::format("vocabulary: token {} is empty", id));
     const auto [other, is_new] = ids.emplace(token, id);
@@ -63,7 +82,7 @@ Tokenizer::Tokenizer(Vocabulary vocabulary) : vocabulary_(std::move(vocabulary))
   std::string merged;
   for (const auto& [left, right] : vocabulary_.merges) {
     for (const std::int32_t id : {left, right}) {
-      if (id < 0 || id >= num_tokens || id == end_of_text) {
+      if (id < 0 || id >= num_tokens || !merges_to[static_cast<std::size_t>(id)]) {
         throw DataError(fmt::format("vocabulary: merge {} joins token {}, which can't be joined", rank, id));
       }
     }
@@ -79,12 +98,49 @@ Tokenizer::Tokenizer(Vocabulary vocabulary) : vocabulary_(std::move(vocabulary))
     }
     ++rank;
   }
+  if (!vocabulary_.pattern.empty())
+    pattern_ = std::make_shared<const detail::SplitPattern>(vocabulary_.pattern);
+  if (vocabulary_.whole_pieces_first) {
+    for (const auto& [token, id] : ids) whole_pieces_.emplace(token, id);
+  }
   vocabulary_hash_ = hash_of(vocabulary_);
+}
+
+void Tokenizer::check_added() {
+  const auto known = [this](std::int32_t id) { return id >= 0 && id < vocab_size(); };
+  for (const AddedToken& added : vocabulary_.added) {
+    if (!known(added.id)) {
+      throw DataError(
+          fmt::format("vocabulary: an added token has id {}, but ids end at {}", added.id, vocab_size() - 1));
+    }
+    const std::string& text = vocabulary_.tokens[static_cast<std::size_t>(added.id)];
+    if (text.empty()) throw DataError(fmt::format("vocabulary: added token {} is empty", added.id));
+    added_.emplace_back(text, added);
+  }
+  std::ranges::sort(added_, [](const auto& a, const auto& b) {
+    return a.first[0] != b.first[0]           ? a.first[0] < b.first[0]
+           : a.first.size() != b.first.size() ? a.first.size() > b.first.size()
+                                              : a.first < b.first;
+  });
+  const auto same = std::ranges::adjacent_find(added_, {}, [](const auto& added) { return added.first; });
+  if (same != added_.end())
+    throw DataError(fmt::format("vocabulary: the added token '{}' is there twice", same->first));
+  for (const auto* ids : {&vocabulary_.before_text, &vocabulary_.after_text}) {
+    for (const std::int32_t id : *ids) {
+      if (!known(id)) {
+        throw DataError(
+            fmt::format("vocabulary: token {} frames a text, but ids end at {}", id, vocab_size() - 1));
+      }
+    }
+  }
 }
 
 Tokenizer::Tokenizer(const Tokenizer& other)
     : vocabulary_(other.vocabulary_),
       merge_table_(other.merge_table_ ? std::make_unique<detail::MergeTable>(*other.merge_table_) : nullptr),
+      pattern_(other.pattern_),
+      whole_pieces_(other.whole_pieces_),
+      added_(other.added_),
       vocabulary_hash_(other.vocabulary_hash_) {
   std::copy(std::begin(other.byte_ids_), std::end(other.byte_ids_), std::begin(byte_ids_));
 }
@@ -96,6 +152,9 @@ Tokenizer& Tokenizer::operator=(Tokenizer other) noexcept {
   std::swap(vocabulary_, other.vocabulary_);
   std::swap(byte_ids_, other.byte_ids_);
   std::swap(merge_table_, other.merge_table_);
+  std::swap(pattern_, other.pattern_);
+  std::swap(whole_pieces_, other.whole_pieces_);
+  std::swap(added_, other.added_);
   std::swap(vocabulary_hash_, other.vocabulary_hash_);
   return *this;
 }
@@ -105,6 +164,67 @@ std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
   StreamEncoder encoder(*this);
   encoder.push(text, ids);
   encoder.finish(ids);
+  return ids;
+}
+
+namespace {
+
+// Bytes of white space at the end of `text`.
+std::size_t space_at_end(std::string_view text) {
+  std::size_t space = 0;
+  while (space < text.size()) {
+    std::size_t length = 1;
+    const std::size_t end = text.size() - space;
+    while (length < 4 && length < end &&
+           detail::utf8_continuation(static_cast<unsigned char>(text[end - length])))
+      ++length;
+    const detail::CodePoint code_point = detail::utf8_decode(text.substr(end - length, length));
+    if (static_cast<std::size_t>(code_point.length) != length || !detail::is_white_space(code_point.value))
+      break;
+    space += length;
+  }
+  return space;
+}
+
+std::size_t space_at_begin(std::string_view text) {
+  std::size_t space = 0;
+  while (space < text.size()) {
+    const detail::CodePoint code_point = detail::utf8_decode(text.substr(space));
+    if (!detail::is_white_space(code_point.value)) break;
+    space += static_cast<std::size_t>(code_point.length);
+  }
+  return space;
+}
+
+}  // namespace
+
+std::vector<std::int32_t> Tokenizer::encode(std::string_view text, const EncodeOptions& options) const {
+  std::vector<std::int32_t> ids;
+  if (options.frame) ids = vocabulary_.before_text;
+  StreamEncoder encoder(*this);
+  const auto encode_plain = [&](std::size_t begin, std::size_t end) {
+    encoder.push(text.substr(begin, end - begin), ids);
+    encoder.finish(ids);
+  };
+  std::size_t done = 0;
+  for (std::size_t i = 0; options.added_tokens && i < text.size();) {
+    auto added = std::ranges::lower_bound(added_, text[i], {}, [](const auto& a) { return a.first[0]; });
+    while (added != added_.end() && added->first[0] == text[i] && !text.substr(i).starts_with(added->first))
+      ++added;
+    if (added == added_.end() || added->first[0] != text[i]) {
+      ++i;
+      continue;
+    }
+    const auto& [spelled, token] = *added;
+    const std::string_view before = text.substr(done, i - done);
+    encode_plain(done, token.takes_left_space ? i - space_at_end(before) : i);
+    ids.push_back(token.id);
+    i += spelled.size();
+    if (token.takes_right_space) i += space_at_begin(text.substr(i));
+    done = i;
+  }
+  encode_plain(done, text.size());
+  if (options.frame) ids.insert(ids.end(), vocabulary_.after_text.begin(), vocabulary_.after_text.end());
   return ids;
 }
 
@@ -140,6 +260,10 @@ void Tokenizer::encode_pre_token(std::string_view pre_token, detail::MergeScratc
   auto& queue = scratch.queue;
   symbols.clear();
   queue.clear();
+  if (vocabulary_.whole_pieces_first) {
+    const auto whole = whole_pieces_.find(std::string(pre_token));
+    if (whole != whole_pieces_.end()) return ids.push_back(whole->second);
+  }
 
   const auto length = static_cast<std::int32_t>(pre_token.size());
   for (std::int32_t i = 0; i < length; ++i) {

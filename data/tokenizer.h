@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -17,6 +18,7 @@ class StreamEncoder;
 namespace detail {
 class MergeTable;
 struct MergeScratch;
+class SplitPattern;
 }  // namespace detail
 
 /// Text of the token that separates documents.
@@ -24,6 +26,14 @@ inline constexpr std::string_view kEndOfText = "<|endoftext|>";
 
 /// Name of the file that Tokenizer::save writes into its folder.
 inline constexpr std::string_view kTokenizerFile = "tokenizer.json";
+
+/// A token that no merge makes: "<|im_start|>". What it reads is its entry in Vocabulary::tokens.
+struct AddedToken {
+  std::int32_t id = 0;
+  bool takes_left_space = false;   ///< swallows white space before it
+  bool takes_right_space = false;  ///< and after it
+  bool operator==(const AddedToken&) const = default;
+};
 
 /// What a byte-level BPE tokenizer knows. Ids may stand in any order; Tokenizer checks the rest.
 struct Vocabulary {
@@ -33,6 +43,23 @@ struct Vocabulary {
   std::vector<std::pair<std::int32_t, std::int32_t>> merges;
   /// Id of kEndOfText. encode never gives this id: text that spells `<|endoftext|>` stays text.
   std::optional<std::int32_t> end_of_text = {};
+
+  // Of tokenizers from elsewhere.
+  /// Where a text is cut before anything merges: its pieces are what this regular expression matches, and
+  /// what lies between. Empty: the rules of pre_tokenizer.h.
+  std::string pattern = {};
+  /// A piece that is a token takes its id, whether or not merges lead there ("ignore_merges").
+  bool whole_pieces_first = false;
+  std::vector<AddedToken> added = {};
+  /// Ids that frame a text: "<|begin_of_text|>".
+  std::vector<std::int32_t> before_text = {}, after_text = {};
+};
+
+struct EncodeOptions {
+  /// What spells an added token becomes it. Off, a text that comes from anywhere cannot smuggle one in.
+  bool added_tokens = false;
+  /// Puts Vocabulary::before_text and after_text around the ids.
+  bool frame = false;
 };
 
 struct TrainOptions {
@@ -85,9 +112,11 @@ class Tokenizer {
   ///           unknown ids.
   explicit Tokenizer(Vocabulary vocabulary);
 
-  /// Reads `path`/tokenizer.json, or `path` itself if it is a file.
+  /// Reads `path`/tokenizer.json, or `path` itself if it is a file: what save() writes, or a tokenizer.json
+  /// of Hugging Face's tokenizers. In a folder without one, GPT-2's own files: encoder.json and vocab.bpe, or
+  /// by the names that transformers gives them, vocab.json and merges.txt.
   /// Errors    DataError with the file and the reason: missing, not JSON, another format, a newer version,
-  ///           damaged.
+  ///           damaged; of another's, what this tokenizer would not do the same.
   [[nodiscard]] static Tokenizer load(const std::filesystem::path& path);
 
   /// Writes `folder`/tokenizer.json, making the folder if need be. The format is described in docs/data.md.
@@ -103,6 +132,9 @@ class Tokenizer {
   /// The ids of `text`. For many texts, or one that comes in parts, StreamEncoder is faster: it remembers
   /// words.
   [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text) const;
+  /// With added_tokens and frame: what `encode` of Hugging Face's tokenizers gives. Where added tokens
+  /// overlap, the leftmost counts, and of those the longest.
+  [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text, const EncodeOptions& options) const;
 
   /// The bytes that `ids` stand for. They need not be UTF-8 (ids may end inside a character); StreamDecoder
   /// gives whole characters.
@@ -126,6 +158,7 @@ class Tokenizer {
 
  private:
   friend class StreamEncoder;
+  void check_added();
   /// Appends the ids of one pre-token.
   void encode_pre_token(std::string_view pre_token, detail::MergeScratch& scratch,
                         std::vector<std::int32_t>& ids) const;
@@ -133,6 +166,9 @@ class Tokenizer {
   Vocabulary vocabulary_;
   std::int32_t byte_ids_[256] = {};
   std::unique_ptr<detail::MergeTable> merge_table_;
+  std::shared_ptr<const detail::SplitPattern> pattern_;         // null: the rules of pre_tokenizer.h
+  std::unordered_map<std::string, std::int32_t> whole_pieces_;  // if they come first
+  std::vector<std::pair<std::string, AddedToken>> added_;       // by first byte, then the longest first
   std::uint64_t vocabulary_hash_ = 0;
 };
 

@@ -2,59 +2,30 @@
 
 #include <fmt/format.h>
 
-#include <array>
+#include <functional>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <unordered_map>
 
 #include "data/atomic_file.h"
+#include "data/byte_characters.h"
 #include "data/text_file.h"
 #include "data/tokenizer.h"
-#include "data/utf8.h"
+#include "data/tokenizer_formats.h"
 #include "kernels/error.h"
 
 namespace tessera::data {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using Json = nlohmann::json;  // not ordered_json, whose objects take O(n²) to fill
 
 constexpr std::string_view kFormat = "tessera-tokenizer";
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;  // 1: of tokenizers that were trained here
 constexpr std::int64_t kMostFileBytes = 256 << 20;
-
-// JSON holds Unicode, tokens are bytes. GPT-2's way: bytes that print stand for the code point of the same
-// number, the other 68 for U+0100 to U+0143, so that a space reads "Ġ" and a line feed "Ċ".
-bool prints(int byte) { return (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte != 0xAD); }
-
-std::array<std::string, 256> byte_characters() {
-  std::array<std::string, 256> characters;
-  int next = 256;
-  for (int byte = 0; byte < 256; ++byte) {
-    const int code_point = prints(byte) ? byte : next++;
-    std::string& character = characters[static_cast<std::size_t>(byte)];
-    if (code_point < 0x80) {
-      character = static_cast<char>(code_point);
-    } else {  // all are below U+0800: two bytes
-      character = {static_cast<char>(0xC0 | code_point >> 6), static_cast<char>(0x80 | (code_point & 0x3F))};
-    }
-  }
-  return characters;
-}
-
-std::string to_characters(std::string_view bytes, const std::array<std::string, 256>& characters) {
-  std::string text;
-  for (const char c : bytes) text += characters[static_cast<unsigned char>(c)];
-  return text;
-}
 
 class Reader {
  public:
-  explicit Reader(const Json& root) : root_(root) {
-    const auto characters = byte_characters();
-    for (int byte = 0; byte < 256; ++byte) {
-      const std::string& character = characters[static_cast<std::size_t>(byte)];
-      byte_of_.emplace(detail::utf8_decode(character).value, static_cast<char>(byte));
-    }
-  }
+  explicit Reader(const Json& root) : root_(root) {}
 
   // Throws DataError with the reason; the caller adds the file's name.
   Tokenizer read() {
@@ -69,6 +40,7 @@ class Reader {
     Vocabulary vocabulary;
     read_tokens(vocabulary);
     read_merges(vocabulary);
+    if (version.get<std::uint64_t>() >= 2) read_rules(vocabulary);
 
     Tokenizer tokenizer(std::move(vocabulary));
     const std::string hash = field("vocabulary_hash", Json::value_t::string).get<std::string>();
@@ -88,28 +60,13 @@ class Reader {
     return *found;
   }
 
-  std::string to_bytes(std::string_view characters, std::int64_t id) const {
-    std::string bytes;
-    while (!characters.empty()) {
-      const detail::CodePoint code_point = detail::utf8_decode(characters);
-      const auto found = byte_of_.find(code_point.value);
-      if (found == byte_of_.end()) {
-        throw DataError(fmt::format("token {} has the character U+{:04X}, which stands for no byte", id,
-                                    code_point.value));
-      }
-      bytes += found->second;
-      characters.remove_prefix(static_cast<std::size_t>(code_point.length));
-    }
-    return bytes;
-  }
-
   void read_tokens(Vocabulary& vocabulary) {
     for (const Json& token : field("tokens", Json::value_t::array)) {
       const auto id = static_cast<std::int32_t>(vocabulary.tokens.size());
       if (!token.is_string())
         throw DataError(fmt::format("token {} is {}, not a string", id, token.type_name()));
       const auto& characters = token.get_ref<const std::string&>();
-      vocabulary.tokens.push_back(to_bytes(characters, id));
+      vocabulary.tokens.push_back(bytes_.to_bytes(characters, id));
       ids_.emplace(characters, id);
     }
     if (!root_.contains("end_of_text")) return;
@@ -135,22 +92,45 @@ class Reader {
     }
   }
 
+  // What a tokenizer from elsewhere has besides.
+  void read_rules(Vocabulary& vocabulary) const {
+    vocabulary.pattern = field("pattern", Json::value_t::string).get<std::string>();
+    vocabulary.whole_pieces_first = field("whole_pieces_first", Json::value_t::boolean).get<bool>();
+    for (const Json& added : field("added", Json::value_t::array)) {
+      vocabulary.added.push_back({.id = added.at(0).get<std::int32_t>(),
+                                  .takes_left_space = added.at(1).get<bool>(),
+                                  .takes_right_space = added.at(2).get<bool>()});
+    }
+    vocabulary.before_text = field("before_text", Json::value_t::array).get<std::vector<std::int32_t>>();
+    vocabulary.after_text = field("after_text", Json::value_t::array).get<std::vector<std::int32_t>>();
+  }
+
   const Json& root_;
-  std::unordered_map<std::int32_t, char> byte_of_;     // by code point
+  const detail::ByteCharacters bytes_;
   std::unordered_map<std::string, std::int32_t> ids_;  // by characters
 };
 
 }  // namespace
 
 void Tokenizer::save(const std::filesystem::path& folder) const {
-  const auto characters = byte_characters();
-  Json root;
+  const detail::ByteCharacters bytes;
+  nlohmann::ordered_json root;
   root["format"] = kFormat;
-  root["version"] = kVersion;
+  const bool is_from_elsewhere = !vocabulary_.pattern.empty() || !vocabulary_.added.empty();
+  root["version"] = is_from_elsewhere ? kVersion : 1;
   root["vocabulary_hash"] = fmt::format("{:016x}", vocabulary_hash_);
   if (vocabulary_.end_of_text) root["end_of_text"] = *vocabulary_.end_of_text;
+  if (is_from_elsewhere) {
+    root["pattern"] = vocabulary_.pattern;
+    root["whole_pieces_first"] = vocabulary_.whole_pieces_first;
+    root["added"] = Json::array();
+    for (const AddedToken& added : vocabulary_.added)
+      root["added"].push_back({added.id, added.takes_left_space, added.takes_right_space});
+    root["before_text"] = vocabulary_.before_text;
+    root["after_text"] = vocabulary_.after_text;
+  }
   std::vector<std::string> tokens;
-  for (const std::string& token : vocabulary_.tokens) tokens.push_back(to_characters(token, characters));
+  for (const std::string& token : vocabulary_.tokens) tokens.push_back(bytes.to_characters(token));
   root["merges"] = Json::array();
   for (const auto& [left, right] : vocabulary_.merges) {
     root["merges"].push_back(tokens[static_cast<std::size_t>(left)] + " " +
@@ -164,29 +144,69 @@ void Tokenizer::save(const std::filesystem::path& folder) const {
   file.commit();
 }
 
+namespace {
+
+DataError failure(const std::filesystem::path& path, const std::string& reason) {
+  return DataError(fmt::format("tokenizer {}: {}", path.string(), reason));
+}
+
+std::string read_text(const std::filesystem::path& path) {
+  const TextFile file("tokenizer", path);
+  if (file.size_bytes() > kMostFileBytes) {
+    throw failure(path, fmt::format("{} bytes are too many for a tokenizer (at most {})", file.size_bytes(),
+                                    kMostFileBytes));
+  }
+  std::string text(static_cast<std::size_t>(file.size_bytes()), '\0');
+  file.read(0, text);
+  return text;
+}
+
+// GPT-2's own files, if `folder` has them: its vocabulary and its merges.
+std::optional<std::pair<std::filesystem::path, std::filesystem::path>> gpt2_files(
+    const std::filesystem::path& folder) {
+  for (const auto& [encoder, merges] :
+       {std::pair{"encoder.json", "vocab.bpe"}, {"vocab.json", "merges.txt"}}) {
+    if (std::filesystem::exists(folder / encoder) && std::filesystem::exists(folder / merges))
+      return std::pair{folder / encoder, folder / merges};
+  }
+  return std::nullopt;
+}
+
+Tokenizer parse(const std::filesystem::path& path, const std::function<Tokenizer(const Json& root)>& read) {
+  try {
+    return read(Json::parse(read_text(path)));
+  } catch (const nlohmann::json::parse_error& error) {
+    throw failure(path, fmt::format("not JSON, or cut short: {}", error.what()));
+  } catch (const nlohmann::json::exception& error) {
+    throw failure(path, fmt::format("not as it must be: {}", error.what()));
+  }
+}
+
+}  // namespace
+
 Tokenizer Tokenizer::load(const std::filesystem::path& path) {
   std::error_code ignored;
   const bool is_folder = std::filesystem::is_directory(path, ignored);
   const std::filesystem::path file_path = is_folder ? path / kTokenizerFile : path;
-  const auto fail = [&](const std::string& reason) {
-    return DataError(fmt::format("tokenizer {}: {}", file_path.string(), reason));
+  const auto with_path = [](const std::filesystem::path& of, const std::function<Tokenizer()>& make) {
+    try {
+      return make();
+    } catch (const DataError& error) {
+      throw failure(of, error.what());
+    }
   };
-
-  const TextFile file("tokenizer", file_path);
-  if (file.size_bytes() > kMostFileBytes) {
-    throw fail(
-        fmt::format("{} bytes are too many for a tokenizer (at most {})", file.size_bytes(), kMostFileBytes));
+  if (const auto files = is_folder && !std::filesystem::exists(file_path) ? gpt2_files(path) : std::nullopt) {
+    const std::string merges = read_text(files->second);
+    return parse(files->first, [&](const Json& encoder) {
+      return with_path(files->first, [&] { return Tokenizer(detail::gpt2_vocabulary(encoder, merges)); });
+    });
   }
-  std::string text(static_cast<std::size_t>(file.size_bytes()), '\0');
-  file.read(0, text);
-  try {
-    const Json root = Json::parse(text);
-    return Reader(root).read();
-  } catch (const nlohmann::json::exception& error) {
-    throw fail(fmt::format("not JSON, or cut short: {}", error.what()));
-  } catch (const DataError& error) {
-    throw fail(error.what());
-  }
+  return parse(file_path, [&](const Json& root) {
+    return with_path(file_path, [&] {
+      if (detail::is_hugging_face_tokenizer(root)) return Tokenizer(detail::hugging_face_vocabulary(root));
+      return Reader(root).read();
+    });
+  });
 }
 
 }  // namespace tessera::data

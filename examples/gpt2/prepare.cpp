@@ -13,6 +13,10 @@
 //
 //     vocabulary  2,048 tokens, hash cb8fab83151c4e9d
 //     done in 0.2 s
+//
+// Or takes what nanoGPT or llm.c made of a text already:
+//
+//     $ gpt2_prepare --train-tokens train.bin --validation-tokens val.bin --tokenizer gpt2 --out run
 
 #include "data/prepare.h"
 
@@ -25,6 +29,9 @@
 #include <filesystem>
 #include <string>
 
+#include "data/atomic_file.h"
+#include "data/token_file.h"
+#include "data/token_import.h"
 #include "examples/command_line.h"
 #include "kernels/error.h"
 #include "kernels/readable.h"
@@ -107,6 +114,34 @@ void run(const PrepareOptions& options) {
   fmt::print("done in {:.1f} s\n", seconds.count());
 }
 
+/// Token files of other programs, in the place of a text.
+struct ForeignFiles {
+  std::vector<std::string> train, validation;
+};
+
+void import_files(const ForeignFiles& files, const PrepareOptions& options) {
+  const Tokenizer& tokenizer = *options.tokenizer;
+  options.check_tokenizer(tokenizer);
+  tessera::data::create_folder(options.out);
+  const auto import = [&](const std::vector<std::string>& from, std::string_view name, PrepareStage stage) {
+    const std::vector<std::filesystem::path> paths(from.begin(), from.end());
+    tessera::data::import_tokens(
+        paths, options.out / name, tokenizer,
+        [stage](std::int64_t done, std::int64_t total) { report_progress(stage, done, total); });
+    return tessera::data::TokenFile::open(options.out / name).info();
+  };
+  const auto train = import(files.train, tessera::data::kTrainFile, PrepareStage::kEncodeTraining);
+  const auto validation =
+      import(files.validation, tessera::data::kValidationFile, PrepareStage::kEncodeValidation);
+  tokenizer.save(options.out);
+  fmt::print("output      {}: tokenizer.json, train.tokens, validation.tokens\n", options.out.string());
+  fmt::print("\n{:<11} {:>14} {:>14} {:>17}\n", "", "bytes", "tokens", "bytes per token");
+  print_row("training", train.source_bytes, train.num_tokens);
+  print_row("validation", validation.source_bytes, validation.num_tokens);
+  fmt::print("\nvocabulary  {} tokens, hash {:016x}\n", with_commas(tokenizer.vocab_size()),
+             tokenizer.vocabulary_hash());
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -115,13 +150,29 @@ int main(int argc, char** argv) {
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   PrepareOptions options;
   std::string text, out, tokenizer;
-  app.add_option("--text", text, "The text, any bytes; UTF-8 gives the best tokens")->required();
+  ForeignFiles foreign;
+  auto* text_option = app.add_option("--text", text, "The text, any bytes; UTF-8 gives the best tokens");
   app.add_option("--out", out, "Folder for the three files; made if it is not there")->required();
   auto* vocab = app.add_option("--vocab", options.vocab_size, "Size of the vocabulary to learn, at least 256")
                     ->capture_default_str();
-  app.add_option("--tokenizer", tokenizer,
-                 "Folder (or file) of a tokenizer to use instead of learning one [none]")
-      ->excludes(vocab);
+  auto* tokenizer_option =
+      app.add_option("--tokenizer", tokenizer,
+                     "Folder (or file) of a tokenizer to use instead of learning one: ours, Hugging Face's "
+                     "tokenizer.json, or GPT-2's encoder.json and vocab.bpe [none]")
+          ->excludes(vocab);
+  auto* train_tokens =
+      app.add_option("--train-tokens", foreign.train,
+                     "Instead of --text: token files of nanoGPT (train.bin) or llm.c, made with --tokenizer [none]")
+          ->type_name("FILE ...")
+          ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+          ->excludes(text_option)
+          ->needs(tokenizer_option);
+  auto* validation_tokens =
+      app.add_option("--validation-tokens", foreign.validation, "And those to validate with [none]")
+          ->type_name("FILE ...")
+          ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+          ->needs(train_tokens);
+  train_tokens->needs(validation_tokens);
   app.add_option("--validation", options.validation_fraction,
                  "Part of the bytes that is held out, at the text's end")
       ->capture_default_str();
@@ -130,6 +181,8 @@ int main(int argc, char** argv) {
   for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, [](int) { interrupted = 1; });
   std::signal(SIGXFSZ, SIG_IGN);  // a file beyond `ulimit -f` is then a failed write, with a message
   return examples::run_program("gpt2_prepare", [&] {
+    if (text_option->empty() && train_tokens->empty())
+      throw tessera::ConfigError("--text is required, or --train-tokens");
     options.text = text;
     options.out = out;
     if (!tokenizer.empty()) options.tokenizer = Tokenizer::load(tokenizer);
@@ -137,6 +190,7 @@ int main(int argc, char** argv) {
     options.check_tokenizer = [&](const Tokenizer& used) {
       keep_tokenizer_of_saved_model(options.out, used);
     };
-    run(options);
+    if (train_tokens->empty()) return run(options);
+    import_files(foreign, options);
   });
 }

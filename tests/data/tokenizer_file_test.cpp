@@ -98,7 +98,7 @@ TEST(TokenizerFile, SaysWhatIsWrong) {
       {"a number", [](Json& j) { j = 3; }, "not a tokenizer of ours"},
       {"another's", [](Json& j) { j["format"] = "huggingface"; }, "not a tokenizer of ours"},
       {"no format", [](Json& j) { j.erase("format"); }, "not a tokenizer of ours"},
-      {"newer", [](Json& j) { j["version"] = 2; }, "version 2, but this program reads up to 1"},
+      {"newer", [](Json& j) { j["version"] = 3; }, "version 3, but this program reads up to 2"},
       {"version text", [](Json& j) { j["version"] = "1"; }, "\"version\" is string"},
       {"no version", [](Json& j) { j.erase("version"); }, "\"version\" is missing"},
       {"no tokens", [](Json& j) { j.erase("tokens"); }, "\"tokens\" is missing"},
