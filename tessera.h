@@ -26,6 +26,7 @@
 #include "dist/dry_run.h"
 #include "dist/engine.h"
 #include "dist/host_memory.h"
+#include "dist/hugging_face.h"
 #include "dist/job.h"
 #include "dist/mesh.h"
 #include "dist/optimizer_factory.h"

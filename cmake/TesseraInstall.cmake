@@ -23,7 +23,7 @@ foreach(folder kernels tensor autograd nn optim data dist)
 endforeach()
 install(FILES ${PROJECT_SOURCE_DIR}/tessera.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/tessera)
 if(TESSERA_BUILD_EXAMPLES)
-  install(TARGETS gpt2_prepare gpt2_train gpt2_generate gpt2_evaluate RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+  install(TARGETS gpt2_prepare gpt2_train gpt2_generate gpt2_evaluate gpt2_export RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()
 
 set(package_folder ${CMAKE_INSTALL_LIBDIR}/cmake/Tessera)

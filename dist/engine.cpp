@@ -588,12 +588,11 @@ std::int64_t skipped_steps_from(const std::string& text, std::int64_t steps_done
   return skipped;
 }
 
-// Before anything is loaded.
-void check_same_model(const NamedTensors& model, const LaidOut& laid_out,
-                      const CheckpointReader::Tensors& saved) {
+// Before anything is loaded. `Entry` is TensorInfo or SafetensorsFile::Entry.
+template <class Entry>
+void check_same_model(const NamedTensors& model, const LaidOut& laid_out, const std::vector<Entry>& entries) {
   for (const auto& [name, tensor] : model) {
-    const auto& entries = saved.entries();
-    const auto entry = std::ranges::find(entries, name, &data::SafetensorsFile::Entry::name);
+    const auto entry = std::ranges::find(entries, name, &Entry::name);
     if (entry == entries.end())
       throw DataError(fmt::format("checkpoint: it has no '{}', which the model has", name));
     const Placement* place = laid_out.find(name);
@@ -687,7 +686,7 @@ void Engine::load(const CheckpointReader& checkpoint) {
   const std::int64_t skipped = saved_skips == checkpoint.metadata().end()
                                    ? 0
                                    : skipped_steps_from(saved_skips->second, checkpoint.step());
-  check_same_model(model_.state(), parts_->laid_out, checkpoint.model());
+  check_same_model(model_.state(), parts_->laid_out, checkpoint.model().entries());
   // The optimizer first: it may be of another kind and refuse.
   NamedTensors pieces;
   for (const auto& entry : checkpoint.optimizer().entries()) {
@@ -699,19 +698,30 @@ void Engine::load(const CheckpointReader& checkpoint) {
                                         : parts_->zero->piece(parameter_of(entry.name), whole));
   }
   parts_->optimizer->load_state(pieces);
+  load_parts([&](const std::string& name) { return checkpoint.model().read(name); });
+  parts_->scaler = scaler;
+  steps_skipped_ = skipped;
+  steps_done_ = checkpoint.step();
+}
+
+void Engine::load_weights(const TensorSource& weights) {
+  const NoGrad no_grad;
+  check_same_model(model_.state(), parts_->laid_out, weights.tensors);
+  load_parts(weights.get);
+  parts_->optimizer->reset_masters();
+}
+
+void Engine::load_parts(const std::function<Tensor(const std::string& name)>& get) {
   for (const auto& [name, tensor] : model_.state()) {
     const bool is_parameter = parts_->laid_out.find(name) != nullptr;
     if (is_parameter && !parts_->zero->has(name)) continue;
-    const Tensor whole = checkpoint.model().read(name);
+    const Tensor whole = get(name).to(tensor.dtype());
     if (is_parameter) {
       parts_->zero->load(name, whole);
     } else {
       Tensor(tensor).copy_from(whole);
     }
   }
-  parts_->scaler = scaler;
-  steps_skipped_ = skipped;
-  steps_done_ = checkpoint.step();
 }
 
 }  // namespace tessera::dist

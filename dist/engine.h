@@ -184,6 +184,13 @@ class Engine {
   ///          is none: nothing
   ///          is changed then. DataError for a damaged tensor: those before it may have been loaded.
   void load(const CheckpointReader& checkpoint);
+  /// Takes this rank's parts of weights that come from elsewhere; the optimizer begins as in a new run.
+  /// Masters of 16-bit parameters are the rounded weights.
+  /// `weights.get` gives whole tensors in any dtype, by the model's names, on every rank that asks.
+  /// Errors   DataError if a name or a shape is not the model's: nothing is changed then.
+  /// Example  const HuggingFaceReader reader("gpt2");
+  ///          engine.load_weights({reader.tensors(), [&](const auto& name) { return reader.read(name); }});
+  void load_weights(const TensorSource& weights);
 
  private:
   struct Parts;  // what each technique made of the model
@@ -216,6 +223,7 @@ class Engine {
     DType dtype;
   };
   [[nodiscard]] std::vector<StateEntry> optimizer_entries() const;
+  void load_parts(const std::function<Tensor(const std::string& name)>& get);
   [[nodiscard]] Tensor from_holder(const std::string& parameter, DType dtype, const Shape& shape,
                                    const std::function<Tensor()>& get) const;
 

@@ -82,8 +82,8 @@ Llama::Llama(const LlamaConfig& config)
       config_(config),
       embed_tokens_(add_module<Embedding>("embed_tokens", config.vocab, config.width,
                                           EmbeddingOptions{Init::normal(kInitStddev)})),
-      rotary_(
-          add_module<RotaryEmbedding>("rotary", head_width(config.width, config.heads), config.rotary_base)) {
+      rotary_(add_module<RotaryEmbedding>("rotary", head_width(config.width, config.heads),
+                                          config.rotary_base, config.rotary_scaling)) {
   for (std::int64_t i = 0; i < config.layers; ++i) {
     register_block(add_module<LlamaBlock>(fmt::format("layers.{}", i), config, rotary_));
   }
@@ -99,11 +99,17 @@ Tensor Llama::embed(const Tensor& ids, std::int64_t /*first_position*/) { return
 Tensor Llama::head(const Tensor& x) { return (*lm_head_)((*norm_)(x)); }
 
 std::string Llama::description() const {
+  const RotaryScaling& scaling = config_.rotary_scaling;
+  const std::string rotary_scaling =
+      scaling.factor == 1.0 ? ""
+                            : fmt::format(",rotary_factor={},rotary_low={},rotary_high={},rotary_context={}",
+                                          scaling.factor, scaling.low, scaling.high, scaling.context);
   return fmt::format(
-      "family=llama,layers={},heads={},kv_heads={},width={},hidden={},context={},vocab={},rotary_base={},"
+      "family=llama,layers={},heads={},kv_heads={},width={},hidden={},context={},vocab={},rotary_base={}{},"
       "epsilon={},tied={},dropout={}",
       config_.layers, config_.heads, config_.kv_heads, config_.width, config_.hidden, config_.context,
-      config_.vocab, config_.rotary_base, config_.epsilon, config_.tied ? 1 : 0, config_.dropout);
+      config_.vocab, config_.rotary_base, rotary_scaling, config_.epsilon, config_.tied ? 1 : 0,
+      config_.dropout);
 }
 
 }  // namespace tessera::nn

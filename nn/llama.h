@@ -18,6 +18,7 @@ struct LlamaConfig {
   std::int64_t width = 4096;
   std::int64_t hidden = 11008;  ///< of the feed-forward half
   double rotary_base = 10000.0;
+  RotaryScaling rotary_scaling = {};
   double epsilon = 1e-5;
   bool tied = false;     ///< output layer and embedding are one
   double dropout = 0.0;  ///< on attention's probabilities

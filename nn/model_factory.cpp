@@ -176,6 +176,10 @@ std::unique_ptr<LanguageModel> make_llama(const Specification& specification, Ll
   specification.read("hidden", config.hidden);
   specification.read("context", config.context);
   specification.read("rotary_base", config.rotary_base, 1.0);
+  specification.read("rotary_factor", config.rotary_scaling.factor, 1.0);
+  specification.read("rotary_low", config.rotary_scaling.low, 0.0);
+  specification.read("rotary_high", config.rotary_scaling.high, 0.0);
+  specification.read("rotary_context", config.rotary_scaling.context);
   specification.read("epsilon", config.epsilon, 0.0);
   specification.read("tied", config.tied);
   specification.read("dropout", config.dropout, 0.0);
@@ -196,9 +200,10 @@ const std::vector<std::string>& language_model_names() {
 std::unique_ptr<LanguageModel> make_language_model(std::string_view text, std::int64_t vocab) {
   static const std::vector<std::string> gpt2_keys = {"family",  "layers", "heads",  "width",
                                                      "context", "vocab",  "dropout"};
-  static const std::vector<std::string> llama_keys = {"family",      "layers",  "heads",   "kv_heads",
-                                                      "width",       "hidden",  "context", "vocab",
-                                                      "rotary_base", "epsilon", "tied",    "dropout"};
+  static const std::vector<std::string> llama_keys = {
+      "family",         "layers",  "heads",       "kv_heads",      "width",      "hidden",
+      "context",        "vocab",   "rotary_base", "rotary_factor", "rotary_low", "rotary_high",
+      "rotary_context", "epsilon", "tied",        "dropout"};
   const Specification specification(text);
   const Known* known = specification.name().empty() ? nullptr : &find_known(specification);
   const std::string own_family = known == nullptr ? "gpt2" : known->gpt2 ? "gpt2" : "llama";

@@ -17,9 +17,10 @@ namespace tessera::nn {
 ///   family=llama,layers=4,heads=4,kv_heads=2,width=128  a Llama-style decoder; hidden is about 8/3·width
 ///
 /// Keys: family, layers, heads, width, context, vocab, dropout; for llama also kv_heads, hidden, rotary_base,
-/// epsilon, tied (0 or 1). Without a name layers, heads and width are needed; context defaults to 1024. The
-/// vocabulary is `vocab`, that of the data, unless the text asks for a larger one. What
-/// LanguageModel::description() gives builds the same model.
+/// epsilon, tied (0 or 1), and of RotaryScaling rotary_factor, rotary_low, rotary_high, rotary_context.
+/// Without a name layers, heads and width are needed; context defaults to 1024. The vocabulary is `vocab`,
+/// that of the data, unless the text asks for a larger one. What LanguageModel::description() gives builds
+/// the same model.
 ///
 /// The model lies on the rank's default device: build it on meta and materialise it later where that is
 /// wanted.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 #include "autograd/indexing.h"
 #include "autograd/normalization.h"
@@ -13,12 +14,29 @@
 
 namespace tessera::nn {
 
-RotaryEmbedding::RotaryEmbedding(std::int64_t head_width, double base)
-    : head_width_(head_width), base_(base) {
+namespace {
+
+double scaled(double frequency, const RotaryScaling& scaling) {
+  if (scaling.factor == 1.0) return frequency;
+  const double turns = static_cast<double>(scaling.context) * frequency / (2.0 * std::numbers::pi);
+  const double kept = std::clamp((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0);
+  return (1.0 - kept) * frequency / scaling.factor + kept * frequency;
+}
+
+}  // namespace
+
+RotaryEmbedding::RotaryEmbedding(std::int64_t head_width, double base, const RotaryScaling& scaling)
+    : head_width_(head_width), base_(base), scaling_(scaling) {
   if (head_width < 2 || head_width % 2 != 0) {
     throw ConfigError(fmt::format(
         "rotary embedding: channels are turned in pairs, so the head width must be even, but it is {}",
         head_width));
+  }
+  if (!(scaling.factor >= 1.0) || !(scaling.low < scaling.high) || scaling.context < 1) {
+    throw ConfigError(fmt::format(
+        "rotary embedding: scaling needs a factor from 1 on, low below high and a context, but they are {}, "
+        "{}, {} and {}",
+        scaling.factor, scaling.low, scaling.high, scaling.context));
   }
 }
 
@@ -34,7 +52,8 @@ void RotaryEmbedding::make_tables(std::int64_t positions, DType dtype, Device de
   }
   std::vector<double> frequencies, cosines, sines;
   for (std::int64_t k = 0; k < pairs; ++k) {
-    frequencies.push_back(std::pow(base_, -2.0 * static_cast<double>(k) / static_cast<double>(head_width_)));
+    const double exponent = -2.0 * static_cast<double>(k) / static_cast<double>(head_width_);
+    frequencies.push_back(scaled(std::pow(base_, exponent), scaling_));
   }
   for (std::int64_t t = 0; t < positions; ++t) {
     for (const double frequency : frequencies) {

@@ -50,7 +50,9 @@ int main(int argc, char** argv) {
   CLI::App app("Measures a model that gpt2_train saved: loss, perplexity, bits per byte.", "gpt2_evaluate");
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   Options options;
-  app.add_option("--model", options.model, "Folder that gpt2_train saved to (--out)")->capture_default_str();
+  app.add_option("--model", options.model,
+                 "Folder that gpt2_train saved to (--out), or a model of Hugging Face with its tokenizer")
+      ->capture_default_str();
   app.add_option("--data", options.data, "Folder that gpt2_prepare made")->capture_default_str();
   app.add_option("--split", options.split, "validation or train")
       ->capture_default_str()

@@ -161,8 +161,9 @@ int main(int argc, char** argv) {
                      "tokenizer.json, or GPT-2's encoder.json and vocab.bpe [none]")
           ->excludes(vocab);
   auto* train_tokens =
-      app.add_option("--train-tokens", foreign.train,
-                     "Instead of --text: token files of nanoGPT (train.bin) or llm.c, made with --tokenizer [none]")
+      app.add_option(
+             "--train-tokens", foreign.train,
+             "Instead of --text: token files of nanoGPT (train.bin) or llm.c, made with --tokenizer [none]")
           ->type_name("FILE ...")
           ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
           ->excludes(text_option)

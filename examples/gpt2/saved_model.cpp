@@ -4,6 +4,7 @@
 
 #include <charconv>
 
+#include "dist/hugging_face.h"
 #include "kernels/error.h"
 #include "nn/model_factory.h"
 
@@ -35,9 +36,28 @@ std::int64_t whole_number(const std::string& text, const std::filesystem::path& 
 
 }  // namespace
 
+namespace {
+
+SavedModel load_from_hugging_face(const std::filesystem::path& folder) {
+  SavedModel saved{.model = tessera::dist::load_hugging_face(folder), .tokenizer = Tokenizer::load(folder)};
+  saved.seq = saved.model->context();
+  // Vocabularies of models are often rounded up. The other way round, a text would end in an IndexError.
+  if (saved.tokenizer.vocab_size() > saved.model->vocab()) {
+    throw DataError(
+        fmt::format("{}: the tokenizer has {} tokens, but the model knows {}: they do not belong "
+                    "together",
+                    folder.string(), saved.tokenizer.vocab_size(), saved.model->vocab()));
+  }
+  return saved;
+}
+
+}  // namespace
+
 std::string hash_text(std::uint64_t hash) { return fmt::format("{:016x}", hash); }
 
 SavedModel load_saved_model(const std::filesystem::path& folder) {
+  if (!tessera::dist::has_checkpoint(folder) && tessera::dist::is_hugging_face_folder(folder))
+    return load_from_hugging_face(folder);
   const tessera::dist::Checkpoint checkpoint = tessera::dist::load_checkpoint(folder, false);
   // A run's folder holds the tokenizer; so it lies one level up if a checkpoint folder was named.
   const bool is_run_folder = std::filesystem::exists(folder / tessera::data::kTokenizerFile);

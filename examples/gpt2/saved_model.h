@@ -28,7 +28,8 @@ struct SavedModel {
   std::int64_t seq = 0;
 };
 
-/// Loads the latest checkpoint of a run's folder (or a checkpoint folder in it) and the tokenizer beside it.
+/// Loads the latest checkpoint of a run's folder (or a checkpoint folder in it) and the tokenizer beside it;
+/// or a folder as Hugging Face's transformers saves it, of which `step` is 0 and `seq` the context.
 /// Errors   DataError: nothing there, damaged, or the tokenizer is not the one that the model was trained
 ///          with.
 [[nodiscard]] SavedModel load_saved_model(const std::filesystem::path& folder);

@@ -179,6 +179,10 @@ void train(const TrainOptions& options, dist::Job& job) {
       resumed = checkpoint->metadata();
     }
   }
+  if (trainer.steps_done() == 0 && !options.from_hf.empty()) {
+    trainer.load_hugging_face();
+    job.log(fmt::format("weights     of {}", options.from_hf.string()));
+  }
   const std::int64_t first_step = trainer.steps_done();
 
   if (job.is_root()) print_overview(options, job, trainer, corpus);

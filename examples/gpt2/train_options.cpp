@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "dist/hugging_face.h"
 #include "dist/pipeline_generators.h"
 #include "examples/command_line.h"
 #include "kernels/error.h"
@@ -32,7 +33,7 @@ const std::map<std::string, Progress> kProgress{{"auto", Progress::kAuto},
 struct Flags {
   bool from_file = false;
   std::string config;
-  std::optional<std::string> data, out, model, dtype, log, csv, progress, mesh, recompute, schedule,
+  std::optional<std::string> data, out, model, from_hf, dtype, log, csv, progress, mesh, recompute, schedule,
       partition, numerics;
   std::optional<std::int64_t> steps, batch, micro_batch, seq, warmup, eval_every, eval_tokens, save_every,
       keep;
@@ -75,6 +76,12 @@ void add_options(CLI::App& app, Flags& flags) {
                  "A size (gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-...) or its parts: "
                  "layers=4,heads=4,width=128,context=256 [gpt2]")
       ->type_name("SPEC")
+      ->group(kGroupModel);
+  app.add_option(
+         "--from-hf", flags.from_hf,
+         "Begin with this model of Hugging Face (config.json, model.safetensors), instead of --model with "
+         "random weights; make --data with its tokenizer: gpt2_prepare --tokenizer DIR [none]")
+      ->type_name("DIR")
       ->group(kGroupModel);
   app.add_option("--dropout", flags.dropout, "Probability of dropping an activation [0]")->group(kGroupModel);
   app.add_option("--dtype", flags.dtype, "f32, bf16 (with f32 masters) or f64 [f32]")->group(kGroupModel);
@@ -147,8 +154,9 @@ void add_options(CLI::App& app, Flags& flags) {
   app.add_option("--world", flags.world, "Ranks of the dry run [--ranks, or as many as --mesh has]")
       ->check(examples::at_least(1))
       ->group(kGroupReports);
-  app.add_option("--rates", flags.rates,
-                 "Tell how long a step of the dry run takes at the rates in this file (docs/dry_run.md) [none]")
+  app.add_option(
+         "--rates", flags.rates,
+         "Tell how long a step of the dry run takes at the rates in this file (docs/dry_run.md) [none]")
       ->type_name("FILE")
       ->group(kGroupReports);
   app.add_option("--eval-every", flags.eval_every, "Steps between validation losses; 0: only at the end [0]")
@@ -181,6 +189,7 @@ Flags read_own_keys(ConfigFile& file) {
   flags.data = file.text("data");
   flags.out = file.text("out");
   flags.model = file.text("model");
+  flags.from_hf = file.text("from_hf");
   flags.dtype = file.text("dtype");
   flags.log = file.text("log");
   flags.csv = file.text("csv");
@@ -226,7 +235,8 @@ void explain_flags(ConfigFile& file) {
   file.explain("chunks", R"(write "pipeline": {"chunks": 2})");
   file.explain("partition", R"(write "pipeline": {"partition": "uniform"})");
   file.explain("no_memory_check", R"(write "memory_check": false)");
-  for (const char* flag : {"config", "dry_run", "world", "rates"}) file.explain(flag, "give it on the command line");
+  for (const char* flag : {"config", "dry_run", "world", "rates"})
+    file.explain(flag, "give it on the command line");
 }
 
 // The member of `names` that `word` names.
@@ -249,6 +259,7 @@ void apply_flags(const Flags& flags, TrainOptions& options) {
   set_if(options.data, flags.data);
   set_if(options.out, flags.out);
   set_if(options.model, flags.model);
+  set_if(options.from_hf, flags.from_hf);
   set_if(options.steps, flags.steps);
   set_if(options.seq, flags.seq);
   set_if(options.warmup, flags.warmup);
@@ -421,10 +432,12 @@ TrainOptions parse_train_options(int argc, char** argv) {
   add_options(app, flags);
   examples::parse_or_exit(app, argc, argv);
 
+  bool model_given = flags.model.has_value();
   if (!flags.config.empty()) {
     ConfigFile file = ConfigFile::load(flags.config);
     options.config = Config::read(file);
     const Flags from_file = read_own_keys(file);
+    model_given = model_given || from_file.model.has_value();
     refuse_doubled_keys(file, from_file);
     refuse_rates_beside_scheduler(options, from_file);
     explain_flags(file);
@@ -444,6 +457,15 @@ TrainOptions parse_train_options(int argc, char** argv) {
     throw ConfigError("--world: says how many ranks a --dry-run has; a run has --ranks, or mpiexec's");
   if (!options.rates.empty() && !options.dry_run)
     throw ConfigError("--rates: foretells the time of a --dry-run; a run shows its own");
+  if (!options.from_hf.empty()) {
+    if (model_given) {
+      throw ConfigError(fmt::format("--model: --from-hf {} says what the model is; leave one of them out",
+                                    options.from_hf.string()));
+    }
+    options.model = tessera::dist::HuggingFaceReader(options.from_hf).description();
+    // The dropout of its config.json gives way to --dropout.
+    if (options.dropout) options.model.erase(options.model.rfind(",dropout="));
+  }
   if (options.dropout) options.model += fmt::format(",dropout={}", *options.dropout);
   return options;
 }

@@ -28,6 +28,7 @@ struct TrainOptions {
   std::filesystem::path data = "data";
   std::filesystem::path out = "run";
   std::string model = "gpt2";
+  std::filesystem::path from_hf;  ///< a model of Hugging Face to begin with; empty: random weights
   std::optional<double> dropout;
   std::int64_t steps = 1000;
   std::int64_t seq = 0;              ///< tokens per sequence; 0: the model's context

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "dist/hugging_face.h"
 #include "dist/pipeline_stages.h"
 #include "examples/gpt2/saved_model.h"
 #include "kernels/error.h"
@@ -103,6 +104,11 @@ dist::CheckpointSources Trainer::checkpoint() {
                            {kDTypeKey, name(config_.dtype)},
                            {kBatchKey, std::to_string(batch().global)}});
   return sources;
+}
+
+void Trainer::load_hugging_face() {
+  const dist::HuggingFaceReader reader(options_.from_hf);
+  engine_->load_weights({reader.tensors(), [&](const std::string& name) { return reader.read(name); }});
 }
 
 void Trainer::restore(const dist::CheckpointReader& checkpoint) {

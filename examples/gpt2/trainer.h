@@ -53,6 +53,8 @@ class Trainer {
 
   /// All that it takes to go on, tensor by tensor: for save_checkpoint.
   [[nodiscard]] tessera::dist::CheckpointSources checkpoint();
+  /// Begins with the weights of options.from_hf, whose description is options.model.
+  void load_hugging_face();
   /// Goes on from a checkpoint that any layout wrote.
   /// Errors   DataError if it belongs to another model, vocabulary, seed or optimizer; nothing is changed
   ///          then.
