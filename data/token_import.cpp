@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "data/text_file.h"
-#include "data/token_file.h"
 #include "kernels/error.h"
 
 namespace tessera::data {
@@ -96,8 +95,8 @@ void ForeignTokenFile::read(std::int64_t offset, std::int64_t vocab_size, std::s
   }
 }
 
-std::int64_t import_tokens(const std::vector<std::filesystem::path>& from, const std::filesystem::path& to,
-                           const Tokenizer& tokenizer,
+std::int64_t import_tokens(const std::vector<std::filesystem::path>& from, const Tokenizer& tokenizer,
+                           TokenFileWriter& to,
                            const std::function<void(std::int64_t done, std::int64_t total)>& progress) {
   std::vector<ForeignTokenFile> files;
   std::int64_t total = 0;
@@ -115,20 +114,18 @@ std::int64_t import_tokens(const std::vector<std::filesystem::path>& from, const
     bytes_of[static_cast<std::size_t>(added.id)] = 0;
   if (tokenizer.end_of_text()) bytes_of[static_cast<std::size_t>(*tokenizer.end_of_text())] = 0;
 
-  TokenFileWriter writer(to, tokenizer.vocab_size(), tokenizer.vocabulary_hash());
   std::int64_t source_bytes = 0;
   std::vector<std::int32_t> part;
   for (const ForeignTokenFile& file : files) {
     for (std::int64_t offset = 0; offset < file.size(); offset += kPartTokens) {
       part.resize(static_cast<std::size_t>(std::min(kPartTokens, file.size() - offset)));
       file.read(offset, tokenizer.vocab_size(), part);
-      writer.write(part);
+      to.write(part);
       for (const std::int32_t id : part) source_bytes += bytes_of[static_cast<std::size_t>(id)];
-      if (progress) progress(writer.num_tokens(), total);
+      if (progress) progress(to.num_tokens(), total);
     }
   }
-  writer.finish(source_bytes);
-  return total;
+  return source_bytes;
 }
 
 }  // namespace tessera::data

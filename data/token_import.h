@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "data/token_file.h"
 #include "data/tokenizer.h"
 
 namespace tessera::data {
@@ -47,15 +48,18 @@ class ForeignTokenFile {
   std::unique_ptr<File> file_;
 };
 
-/// Writes the tokens of `from`, one file behind the other, as a token file of ours (token_file.h). They must
-/// have been made with `tokenizer`, which is all that says what they mean: every id is checked to be in its
-/// vocabulary, and the bytes of the text are those that the tokens stand for (added tokens stand for none).
+/// Appends the tokens of `from`, one file behind the other, to a token file of ours. They must have been made
+/// with `tokenizer`, which is all that says what they mean: every id is checked to be in its vocabulary.
 ///
-/// `progress` is told ids done and in all; it may throw to stop, and nothing is left then.
-/// Returns   The number of tokens.
+/// `progress` is told ids done and in all; it may throw to stop.
+/// Returns   The bytes of the text that the tokens stand for (added tokens stand for none), as
+///           TokenFileWriter::finish takes them.
 /// Errors    As of ForeignTokenFile and TokenFileWriter; DataError if there are fewer than two tokens.
-std::int64_t import_tokens(const std::vector<std::filesystem::path>& from, const std::filesystem::path& to,
-                           const Tokenizer& tokenizer,
-                           const std::function<void(std::int64_t done, std::int64_t total)>& progress = {});
+/// Example   data::TokenFileWriter writer("run/train.tokens", tokenizer.vocab_size(),
+///                                        tokenizer.vocabulary_hash());
+///           writer.finish(data::import_tokens({"train.bin"}, tokenizer, writer));
+[[nodiscard]] std::int64_t import_tokens(
+    const std::vector<std::filesystem::path>& from, const Tokenizer& tokenizer, TokenFileWriter& to,
+    const std::function<void(std::int64_t done, std::int64_t total)>& progress = {});
 
 }  // namespace tessera::data

@@ -123,21 +123,30 @@ void import_files(const ForeignFiles& files, const PrepareOptions& options) {
   const Tokenizer& tokenizer = *options.tokenizer;
   options.check_tokenizer(tokenizer);
   tessera::data::create_folder(options.out);
-  const auto import = [&](const std::vector<std::string>& from, std::string_view name, PrepareStage stage) {
-    const std::vector<std::filesystem::path> paths(from.begin(), from.end());
-    tessera::data::import_tokens(
-        paths, options.out / name, tokenizer,
-        [stage](std::int64_t done, std::int64_t total) { report_progress(stage, done, total); });
-    return tessera::data::TokenFile::open(options.out / name).info();
+  const auto writer = [&](std::string_view name) {
+    return tessera::data::TokenFileWriter(options.out / name, tokenizer.vocab_size(),
+                                          tokenizer.vocabulary_hash());
   };
-  const auto train = import(files.train, tessera::data::kTrainFile, PrepareStage::kEncodeTraining);
-  const auto validation =
-      import(files.validation, tessera::data::kValidationFile, PrepareStage::kEncodeValidation);
-  tokenizer.save(options.out);
+  const auto import_part = [&](const std::vector<std::string>& from, PrepareStage stage,
+                               tessera::data::TokenFileWriter& to) {
+    const std::vector<std::filesystem::path> paths(from.begin(), from.end());
+    const std::int64_t bytes = tessera::data::import_tokens(
+        paths, tokenizer, to,
+        [stage](std::int64_t done, std::int64_t total) { report_progress(stage, done, total); });
+    to.complete(bytes);
+    return bytes;
+  };
+  auto train = writer(tessera::data::kTrainFile), validation = writer(tessera::data::kValidationFile);
+  const std::int64_t train_bytes = import_part(files.train, PrepareStage::kEncodeTraining, train);
+  const std::int64_t validation_bytes =
+      import_part(files.validation, PrepareStage::kEncodeValidation, validation);
+  tokenizer.save(options.out);  // all three appear together, or none
+  train.publish();
+  validation.publish();
   fmt::print("output      {}: tokenizer.json, train.tokens, validation.tokens\n", options.out.string());
   fmt::print("\n{:<11} {:>14} {:>14} {:>17}\n", "", "bytes", "tokens", "bytes per token");
-  print_row("training", train.source_bytes, train.num_tokens);
-  print_row("validation", validation.source_bytes, validation.num_tokens);
+  print_row("training", train_bytes, train.num_tokens());
+  print_row("validation", validation_bytes, validation.num_tokens());
   fmt::print("\nvocabulary  {} tokens, hash {:016x}\n", with_commas(tokenizer.vocab_size()),
              tokenizer.vocabulary_hash());
 }

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <functional>
 #include <random>
 #include <string>
 #include <vector>
@@ -103,6 +104,14 @@ TEST(ForeignTokenFile, RefusesIdsOutsideOfTheVocabularyAndPlacesOutsideOfTheFile
   expect_error<IndexError>([&] { nano.read(-1, 301, two); }, {"from -1"});
 }
 
+std::int64_t import_to(const std::filesystem::path& path, const std::vector<std::filesystem::path>& from,
+                       const Tokenizer& tokenizer,
+                       const std::function<void(std::int64_t, std::int64_t)>& progress = {}) {
+  TokenFileWriter writer(path, tokenizer.vocab_size(), tokenizer.vocabulary_hash());
+  writer.finish(import_tokens(from, tokenizer, writer, progress));
+  return writer.num_tokens();
+}
+
 TEST(ImportTokens, MakesATokenFileOfTheTokenizer) {
   const std::string text = "the cat and the hat and the bat sat; the cat ate the hat";
   const auto tokenizer = Tokenizer::train(text, 280, {.end_of_text = true});
@@ -113,8 +122,8 @@ TEST(ImportTokens, MakesATokenFileOfTheTokenizer) {
   write_file(folder / "1.bin", bytes_of(first));
   write_file(folder / "2.bin", llm_c(20240520, 1, static_cast<std::uint32_t>(first.size()), bytes_of(first)));
   std::int64_t told = 0;
-  EXPECT_EQ(import_tokens({folder / "1.bin", folder / "2.bin"}, folder / "train.tokens", tokenizer,
-                          [&](std::int64_t done, std::int64_t) { told = done; }),
+  EXPECT_EQ(import_to(folder / "train.tokens", {folder / "1.bin", folder / "2.bin"}, tokenizer,
+                      [&](std::int64_t done, std::int64_t) { told = done; }),
             static_cast<std::int64_t>(2 * first.size()));
   EXPECT_EQ(told, static_cast<std::int64_t>(2 * first.size()));
   const auto file = TokenFile::open(folder / "train.tokens");
@@ -134,7 +143,7 @@ TEST(ImportTokens, TakesFilesOfAnySize) {
   for (std::uint16_t& id : ids) id = static_cast<std::uint16_t>(random() % 256);
   const TemporaryFolder folder;
   write_file(folder / "train.bin", bytes_of(ids));
-  import_tokens({folder / "train.bin"}, folder / "train.tokens", tokenizer);
+  import_to(folder / "train.tokens", {folder / "train.bin"}, tokenizer);
   const auto file = TokenFile::open(folder / "train.tokens");
   std::vector<std::int64_t> read(ids.size());
   file.read(0, read);
@@ -149,11 +158,11 @@ TEST(ImportTokens, LeavesNothingAfterAnError) {
   write_file(folder / "one", bytes_of<std::uint16_t>({1}));
   expect_error<DataError>(
       [&] {
-        import_tokens({folder / "good", folder / "bad"}, folder / "t", tokenizer);
+        import_to(folder / "t", {folder / "good", folder / "bad"}, tokenizer);
       },
       {"token 256 at position 2"});
-  expect_error<DataError>([&] { import_tokens({folder / "one"}, folder / "t", tokenizer); }, {"too few"});
-  expect_error<DataError>([&] { import_tokens({}, folder / "t", tokenizer); }, {"too few"});
+  expect_error<DataError>([&] { import_to(folder / "t", {folder / "one"}, tokenizer); }, {"too few"});
+  expect_error<DataError>([&] { import_to(folder / "t", {}, tokenizer); }, {"too few"});
   EXPECT_EQ(folder.num_files(), 3U);
 }
 
