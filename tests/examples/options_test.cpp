@@ -22,12 +22,16 @@ TEST_F(ProgramOptions, AreAllInTheHelp) {
     std::vector<const char*> flags;
   };
   for (const Case& c : std::vector<Case>{
-           {"gpt2_prepare", {"--text", "--vocab", "--out", "--tokenizer"}},
+           {"gpt2_prepare",
+            {"--text", "--vocab", "--out", "--tokenizer", "--train-tokens", "--validation-tokens"}},
            {"gpt2_train",
             {"--config", "--data", "--out", "--model", "--steps", "--batch", "--micro-batch", "--seq", "--lr",
-             "--seed", "--dropout", "--dtype", "--ranks", "--threads", "--resume", "--eval-every", "--log",
-             "--csv"}},
-           {"gpt2_generate", {"--model", "--prompt", "--tokens", "--temperature", "--top-k", "--seed"}},
+             "--seed", "--from-hf", "--dropout", "--dtype", "--ranks", "--threads", "--resume",
+             "--eval-every", "--log", "--csv"}},
+           {"gpt2_generate",
+            {"--model", "--prompt", "--prompts", "--tokens", "--temperature", "--top-k", "--top-p",
+             "--repetition-penalty", "--stop", "--seed"}},
+           {"gpt2_export", {"--model", "--out", "--dtype"}},
            {"gpt2_evaluate", {"--model", "--data"}},
            {"mlp", {"--steps", "--lr", "--seed"}},
            {"digits", {"--data", "--epochs", "--batch", "--lr", "--seed"}}}) {
