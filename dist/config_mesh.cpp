@@ -67,9 +67,11 @@ std::vector<MeshShape> meshes_near(const MeshShape& wish, bool dp_given, int num
   const std::vector<MeshShape> near = meshes_near(wish, dp_given, num_ranks);
   const std::string works = near[0].to_string() + (near.size() > 1 ? " or " + near[1].to_string() : "");
   if (!dp_given) {
+    const std::int64_t enough = (num_ranks + total - 1) / total * total;
     throw ConfigError(fmt::format(
-        "config: ranks = dp x {} does not hold for any dp: {} is not a multiple of {}; mesh {} works", names,
-        num_ranks, product, works));
+        "config: ranks = dp x {} does not hold for any dp: {} is not a multiple of {}; mesh {} works, or {} "
+        "ranks",
+        names, num_ranks, product, works, enough));
   }
   throw ConfigError(fmt::format("config: ranks = {} does not hold: {} != {}; mesh {} works, or {} rank{}",
                                 names, num_ranks, product, works, total, total == 1 ? "" : "s"));

@@ -174,7 +174,8 @@ TEST(ConfigMesh, AnImpossibleProductShowsTheEquationAndMeshesThatWork) {
                                        "mesh dp=4,tp=2 or dp=2,tp=4 works, or 6 ranks"});
   expect_parts(error("tp=3", 8),
                {"config: ranks = dp x tp does not hold for any dp: 8 is not a multiple of 3",
-                "mesh dp=2,tp=4 or dp=4,tp=2 works"});
+                "mesh dp=2,tp=4 or dp=4,tp=2 works, or 9 ranks"});
+  expect_parts(error("pp=2", 1), {"1 is not a multiple of 2; mesh dp=1 works, or 2 ranks"});
   expect_parts(error("dp=1,tp=2", 4), {"4 != 1 x 2 = 2", "or 2 ranks"});
   expect_parts(error("dp=1", 2), {"ranks = dp does not hold: 2 != 1", "mesh dp=2 works, or 1 rank"});
   expect_parts(error("cp=2,tp=2", 6), {"6 is not a multiple of 2 x 2 = 4"});
