@@ -34,6 +34,7 @@ Pipeline::Pipeline(nn::LanguageModel& model, const Mesh& mesh, PipelineOptions o
   shape_ = schedule(micro_batches_for(mesh.size(kPp)));
   shape_.actions.clear();
   const int num_stages = shape_.num_stages();
+  require_enough_blocks(static_cast<std::int64_t>(model.blocks().size()), shape_);
   switch (options_.partition) {
     case PipelinePartition::kUniform:
       stages_ = cut_uniformly(static_cast<std::int64_t>(model.blocks().size()), num_stages);

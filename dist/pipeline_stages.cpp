@@ -22,7 +22,7 @@ constexpr std::array<const char*, 3> kPartitions{"uniform", "parameters", "time"
 void check_enough_blocks(std::int64_t num_blocks, int num_stages) {
   if (num_stages >= 1 && num_blocks >= num_stages) return;
   throw ConfigError(
-      fmt::format("pipeline: {} blocks can't be cut into {} stages (pp x chunks) with a block each; up to {} "
+      fmt::format("pipeline: {} blocks can't be cut into {} stages with a block each; up to {} "
                   "stages work",
                   num_blocks, num_stages, num_blocks));
 }
@@ -52,13 +52,25 @@ const char* name(PipelinePartition partition) noexcept {
   return kPartitions[static_cast<std::size_t>(partition)];
 }
 
+void require_enough_blocks(std::int64_t num_blocks, const Schedule& schedule) {
+  if (num_blocks >= schedule.num_stages()) return;
+  const bool one_each = schedule.num_chunks > 1 && num_blocks >= schedule.num_ranks;
+  throw ConfigError(fmt::format(
+      "pipeline: {} blocks can't be cut into {} stages (pp x chunks = {} x {}) with a block each; up to {} "
+      "stages work: pp = {} at most{}",
+      num_blocks, schedule.num_stages(), schedule.num_ranks, schedule.num_chunks, num_blocks,
+      std::max<std::int64_t>(num_blocks / schedule.num_chunks, 1),
+      one_each ? ", or schedule \"1f1b\", with one stage on each rank" : ""));
+}
+
 PipelinePartition parse_partition(std::string_view text) {
   for (std::size_t i = 0; i < kPartitions.size(); ++i) {
     if (text == kPartitions[i]) return static_cast<PipelinePartition>(i);
   }
   const std::vector<std::string> names(kPartitions.begin(), kPartitions.end());
-  throw ConfigError(fmt::format("pipeline: partition '{}': there are {}; the nearest is '{}'", text,
-                                fmt::join(names, ", "), nearest_name(text, names)));
+  const std::string near = near_name(text, names);
+  throw ConfigError(fmt::format("pipeline: partition '{}': there are {}{}", text, fmt::join(names, ", "),
+                                near.empty() ? "" : "; did you mean '" + near + "'?"));
 }
 
 // best[s][b]: the dearest stage when the first s stages have the first b blocks. The classic linear partition

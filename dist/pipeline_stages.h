@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "dist/pipeline_schedule.h"
 #include "nn/language_model.h"
 
 namespace tessera::dist {
@@ -28,9 +29,12 @@ enum class PipelinePartition : std::uint8_t {
   kParameters,  ///< parameters, those of embedding and head included
   kTime,        ///< seconds, as measured (measure_parts)
 };
-/// "uniform", "parameters" or "time". ConfigError names the nearest.
+/// "uniform", "parameters" or "time". ConfigError names these, and the one that is near.
 [[nodiscard]] PipelinePartition parse_partition(std::string_view name);
 [[nodiscard]] const char* name(PipelinePartition partition) noexcept;
+
+/// ConfigError, with what works, if the schedule has more stages than there are blocks.
+void require_enough_blocks(std::int64_t num_blocks, const Schedule& schedule);
 
 /// Cuts a row of costs (embedding, each block, head) into `num_stages` with at least one block each, so that
 /// the dearest stage costs as little as possible; among equals the earlier stages have more blocks.

@@ -541,7 +541,18 @@ TEST(PipelineStages, AreCutByWhatTheyCost) {
             "stage 0: embedding, block 0 | stage 1: blocks 1-2 | stage 2: block 3, head");
   expect_error<ConfigError>([] { static_cast<void>(cut_uniformly(3, 4)); },
                             {"3 blocks", "4 stages", "up to 3"});
-  expect_error<ConfigError>([] { static_cast<void>(parse_partition("unifrom")); }, {"nearest is 'uniform'"});
+  const auto require = [](std::int64_t num_blocks, const char* schedule, int ranks) {
+    require_enough_blocks(num_blocks, make_schedule(schedule, {.ranks = ranks, .micro_batches = 4}));
+  };
+  EXPECT_NO_THROW(require(4, "zb-v", 2));
+  expect_error<ConfigError>(
+      [&] { require(4, "zb-v", 4); },
+      {"4 blocks can't be cut into 8 stages (pp x chunks = 4 x 2)", "pp = 2 at most, or schedule \"1f1b\""});
+  EXPECT_NO_THROW(require(4, "1f1b", 4));
+  expect_error<ConfigError>([&] { require(4, "1f1b", 8); }, {"up to 4 stages work: pp = 4 at most"});
+  EXPECT_THROW(require(1, "zb-v", 2), ConfigError);
+  expect_error<ConfigError>([] { static_cast<void>(parse_partition("unifrom")); },
+                            {"did you mean 'uniform'?"});
 }
 
 // The dearest stage of the cut against that of every other way to cut.
