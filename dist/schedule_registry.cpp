@@ -1,6 +1,10 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
+#include <cctype>
+#include <string>
+#include <vector>
 
 #include "dist/pipeline_generators.h"
 #include "kernels/error.h"
@@ -33,8 +37,12 @@ Schedule make_schedule(std::string_view name, const PipelineSize& size) {
     if (name == row.name) return row.generate(size);
   }
   const std::vector<std::string> names = schedule_names();
-  throw ConfigError(fmt::format("pipeline schedule '{}' is not known; did you mean '{}'? Schedules are {}",
-                                name, nearest_name(name, names), fmt::join(names, ", ")));
+  std::string lower(name);
+  std::ranges::transform(lower, lower.begin(),
+                         [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  const std::string near = near_name(lower, names);
+  throw ConfigError(fmt::format("pipeline schedule '{}' is not known; {}schedules are {}", name,
+                                near.empty() ? "" : "did you mean '" + near + "'? ", fmt::join(names, ", ")));
 }
 
 }  // namespace tessera::dist

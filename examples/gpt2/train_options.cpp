@@ -103,7 +103,8 @@ void add_options(CLI::App& app, Flags& flags) {
   const char* const kGroupBatch = "Batch and learning rate";
   app.add_option("--batch", flags.batch, "Sequences per step over all ranks [8]")->group(kGroupBatch);
   app.add_option("--micro-batch", flags.micro_batch,
-                 "Sequences per rank and pass [the most up to 8 that divide a dp rank's]")
+                 "Sequences per rank and pass [the most up to 8 that divide a dp rank's; in a pipeline those "
+                 "that leave 2 pp passes]")
       ->group(kGroupBatch);
   app.add_option("--seq", flags.seq, "Tokens per sequence [the model's context]")->group(kGroupBatch);
   app.add_option("--lr", flags.lr, "Largest learning rate [0.001]")->group(kGroupBatch);

@@ -745,6 +745,8 @@ TEST(Drawing, GoesOnBelowWhereALineIsFull) {
 TEST(MakeSchedule, NamesTheKnownOnesForAnotherName) {
   expect_error<ConfigError>([] { (void)make_schedule("1F1B", {}); },
                             {"'1F1B'", "did you mean '1f1b'?", "gpipe, 1f1b, interleaved, zb-h1, zb-v"});
+  expect_error<ConfigError>([] { (void)make_schedule("dualpipe", {}); },  // no guess: none is near
+                            {"'dualpipe' is not known; schedules are gpipe"});
   for (const std::string& name : schedule_names())
     EXPECT_EQ(make_schedule(name, {.ranks = 2, .micro_batches = 4}).name, name);
 }
