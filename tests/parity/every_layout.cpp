@@ -304,7 +304,8 @@ int main(int argc, char** argv) {
   Options options;
   CLI::App app("Trains every combination of layout settings and compares it with one rank.");
   app.add_option("--chosen", options.chosen,
-                 "so many rows that cover pairs of settings, and one of each refusal");
+                 "so many rows that cover pairs of settings, and one of each refusal")
+      ->check(CLI::PositiveNumber);
   app.add_option("--part", options.part, "I/N: the I-th of N parts, each with some of everything");
   app.add_option("--only", options.only, "rows that have this text in them; give it again for one more");
   app.add_option("--jobs", options.jobs, "rows at a time")->check(CLI::PositiveNumber)->capture_default_str();
