@@ -41,8 +41,9 @@ Schedule make_schedule(std::string_view name, const PipelineSize& size) {
   std::ranges::transform(lower, lower.begin(),
                          [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   const std::string near = near_name(lower, names);
-  throw ConfigError(fmt::format("pipeline schedule '{}' is not known; {}schedules are {}", name,
-                                near.empty() ? "" : "did you mean '" + near + "'? ", fmt::join(names, ", ")));
+  throw ConfigError(fmt::format("pipeline schedule '{}' is not known; {} are {}", name,
+                                near.empty() ? "schedules" : "did you mean '" + near + "'? Schedules",
+                                fmt::join(names, ", ")));
 }
 
 }  // namespace tessera::dist

@@ -305,10 +305,12 @@ int main(int argc, char** argv) {
   CLI::App app("Trains every combination of layout settings and compares it with one rank.");
   app.add_option("--chosen", options.chosen,
                  "so many rows that cover pairs of settings, and one of each refusal")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(1, 1'000'000));
   app.add_option("--part", options.part, "I/N: the I-th of N parts, each with some of everything");
   app.add_option("--only", options.only, "rows that have this text in them; give it again for one more");
-  app.add_option("--jobs", options.jobs, "rows at a time")->check(CLI::PositiveNumber)->capture_default_str();
+  app.add_option("--jobs", options.jobs, "rows at a time")
+      ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str();
   app.add_flag("--list", options.list, "print the rows, run none");
   app.add_flag("--each", options.each, "a line for every row");
   CLI11_PARSE(app, argc, argv);
