@@ -6,25 +6,21 @@
 #include <chrono>
 #include <cmath>
 #include <numeric>
-#include <sstream>
 #include <utility>
 
 #include "autograd/grad_mode.h"
 #include "autograd/ops.h"
-#include "dist/collectives.h"
 #include "dist/engine_layout.h"
+#include "dist/engine_parts.h"
 #include "dist/host_memory.h"
 #include "dist/invariant.h"
 #include "dist/invariant_loss.h"
-#include "dist/non_finite_search.h"
 #include "dist/optimizer_factory.h"
 #include "dist/pipeline.h"
 #include "dist/same_settings.h"
 #include "dist/vocab_parallel.h"
 #include "dist/zero.h"
 #include "kernels/error.h"
-#include "nn/evaluation_scope.h"
-#include "nn/non_finite.h"
 #include "optim/clip.h"
 #include "optim/loss_scale.h"
 #include "tensor/context.h"
@@ -65,27 +61,15 @@ Settings settings_of_engine(const nn::LanguageModel& model, const Config& config
 
 }  // namespace
 
-struct Engine::Parts {
-  Parts(nn::LanguageModel& model, const Config& config, const Mesh& mesh, const EngineOptions& options,
-        std::int64_t num_passes)
-      : sequences(cut_sequences(config, mesh, options.seq == 0 ? model.context() : options.seq)),
-        part_parameters(mesh.size(kPp) > 1 ? count_parameters(model) : std::vector<double>()),
-        laid_out(lay_out_for_engine(model, config, mesh, options)),
-        pipeline(make_pipeline(model, config, mesh, options, part_parameters, num_passes)),
-        scaler(make_scaler(config)) {}
-
-  SequenceCut sequences;
-  std::shared_ptr<const std::vector<std::int64_t>> token_positions{};  // null where sequences are not cut
-  std::vector<double> part_parameters;  // before tp cuts them: each rank would have counts of its own
-  LaidOut laid_out;
-  std::unique_ptr<Pipeline> pipeline;  // null where pp is 1
-  std::unique_ptr<Zero> zero{};
-  std::unique_ptr<optim::Optimizer> optimizer{};
-  optim::LossScaler scaler;
-  std::optional<InvariantProducts> invariant_products{};
-};
-
 // --- Making ------------------------------------------------------------------------------------------------
+
+Engine::Parts::Parts(nn::LanguageModel& model, const Config& config, const Mesh& mesh,
+                     const EngineOptions& options, std::int64_t num_passes)
+    : sequences(cut_sequences(config, mesh, options.seq == 0 ? model.context() : options.seq)),
+      part_parameters(mesh.size(kPp) > 1 ? count_parameters(model) : std::vector<double>()),
+      laid_out(lay_out_for_engine(model, config, mesh, options)),
+      pipeline(make_pipeline(model, config, mesh, options, part_parameters, num_passes)),
+      scaler(make_scaler(config)) {}
 
 Engine::Engine(nn::LanguageModel& model, const Config& config, const Mesh& mesh, const EngineOptions& options)
     : model_(model),
@@ -293,52 +277,6 @@ void Engine::refuse_parts(const char* call) const {
                   call, mesh_.size(kPp)));
 }
 
-bool Engine::can_search_alone() const {
-  return mesh_.size(kPp) == 1 && mesh_.size(kTp) == 1 && mesh_.size(kCp) == 1 &&
-         parts_->zero->plan().placement.parameters == Spread::kWhole;
-}
-
-// The pass is run again to see each layer. Where it needs the other ranks, which do not take part, it is not.
-std::string Engine::find_culprit(const MicroBatch& micro_batch) {
-  if (!can_search_alone())
-    return "train_step(), which runs the pass again on all ranks, says in which layer it begins";
-  const auto culprit = nn::find_first_non_finite(
-      model_, [&] { static_cast<void>(loss_sum(micro_batch.ids, micro_batch.targets)); });
-  return culprit ? culprit->message : "every layer's output is finite";
-}
-
-// "rank 3 (dp 1, tp 1)"
-std::string Engine::describe_rank(int world_rank) const {
-  std::string place;
-  const MeshShape::Coordinate coordinate = mesh_.coordinate_of(world_rank);
-  for (const MeshAxis axis : kMeshAxes) {
-    if (mesh_.size(axis) > 1)
-      place += fmt::format("{}{} {}", place.empty() ? "" : ", ", name(axis), coordinate[axis]);
-  }
-  return fmt::format("rank {} ({})", world_rank, place);
-}
-
-// All ranks come here, whose sum of squares is the same.
-void Engine::refuse_non_finite_loss() {
-  if (mesh_.world().size() == 1 || passes_to_search_ == nullptr) return;
-  std::optional<NonFinitePass> own;
-  if (non_finite_pass_) own = {.pass = *non_finite_pass_, .loss = non_finite_loss_};
-  const NoGrad no_grad;
-  const auto found =
-      search_non_finite_together(model_, mesh_, parts_->zero->pieces(), own, [this](std::size_t pass) {
-        const MicroBatch& micro_batch = (*passes_to_search_)[pass];
-        set_context(micro_batch.first_sample);
-        static_cast<void>(parts_->pipeline != nullptr
-                              ? parts_->pipeline->logits(*parts_->zero, micro_batch.ids)
-                              : model_.logits(micro_batch.ids));
-      });
-  if (!found) return;
-  throw NonFiniteError(fmt::format(
-      "step {}: the loss is {}: {}", steps_done_ + 1, found->loss,
-      found->message.empty() ? "every layer's output is finite"
-                             : fmt::format("on {}, {}", describe_rank(found->rank), found->message)));
-}
-
 Tensor Engine::forward(const MicroBatch& micro_batch) {
   refuse_parts("forward");
   pool().set_moment(to_string(Action::forward(static_cast<int>(num_passes_ - passes_left_))));
@@ -496,232 +434,6 @@ double Engine::sum_of_sample_losses() {
   if (mesh_.index(kTp) != 0 || mesh_.index(kCp) != 0) std::ranges::fill(sample_losses_, 0.0);
   mesh_.world().all_reduce(buffer_of(sample_losses_));
   return std::accumulate(sample_losses_.begin(), sample_losses_.end(), 0.0);
-}
-
-Engine::LossSum Engine::evaluate(std::span<const std::int64_t> inputs, std::span<const std::int64_t> targets,
-                                 std::int64_t count) {
-  const NoGrad no_grad;
-  double sum = 0.0;
-  {
-    const nn::EvaluationScope evaluation(model_);
-    set_context(0);
-    if (parts_->pipeline != nullptr) {
-      Tensor logits = parts_->pipeline->logits(*parts_->zero, own_tokens(inputs, count));
-      if (logits.defined()) sum = loss_of(std::move(logits), own_tokens(targets, count)).item();
-    } else {
-      sum = loss_sum(own_tokens(inputs, count), own_tokens(targets, count)).item();
-    }
-    clear_context();
-  }
-  mesh_.group(kPp, kCp).all_reduce(buffer_of(std::span(&sum, 1)));
-  return {.sum = sum, .targets = std::ranges::count_if(targets, [](auto t) { return t != kIgnoredTarget; })};
-}
-
-// On every rank, from those that have the head.
-Tensor Engine::next_logits(const Tensor& ids, nn::KvCache* cache) {
-  Tensor logits = parts_->pipeline == nullptr
-                      ? model_.next_logits(ids, cache)
-                      : parts_->pipeline->logits(*parts_->zero, ids, /*last_position=*/true, cache);
-  if (logits.defined() && logits.dim(-1) != model_.vocab())
-    logits = all_gather(logits, -1, mesh_, kTp, model_.vocab());
-  if (parts_->pipeline == nullptr) return logits;
-  const Shape shape{ids.dim(0), model_.vocab()};
-  Tensor everywhere =
-      logits.defined() ? logits.contiguous().reshape(shape).to(kF64) : empty(shape, {.dtype = kF64});
-  mesh_.group(kPp).broadcast(buffer_of(everywhere), parts_->pipeline->head_rank());
-  return everywhere;
-}
-
-std::vector<std::int64_t> Engine::generate(std::span<const std::int64_t> prompt,
-                                           nn::GenerateOptions options) {
-  if (mesh_.size(kCp) > 1 || (config_.sequence_parallel && mesh_.size(kTp) > 1)) {
-    throw ConfigError(fmt::format(
-        "generate: {} cuts sequences, and a new token has none to cut; save a checkpoint, and load it "
-        "on a mesh without",
-        mesh_.size(kCp) > 1 ? "cp" : "sequence_parallel"));
-  }
-  clear_context();
-  options.next_logits = [this](const Tensor& ids, nn::KvCache* cache) { return next_logits(ids, cache); };
-  return nn::generate(model_, prompt, options);
-}
-
-// --- State -------------------------------------------------------------------------------------------------
-
-namespace {
-
-// "h.0.attn.c_attn.weight/moment1" → the parameter's name.
-std::string parameter_of(const std::string& state_name) {
-  return state_name.substr(0, state_name.rfind('/'));
-}
-bool is_step_count(const std::string& state_name) { return state_name.ends_with("/step"); }
-
-Tensor named(const NamedTensors& tensors, const std::string& name, const char* what) {
-  for (const auto& [other, tensor] : tensors) {
-    if (other == name) return tensor;
-  }
-  throw DataError(fmt::format("checkpoint: the {} has no '{}'", what, name));
-}
-
-constexpr const char* kLossScaleKey = "loss_scale";
-constexpr const char* kSkippedStepsKey = "skipped_steps";
-
-std::string to_text(const optim::LossScaler::State& state) {
-  return fmt::format("{} {} {}", state.scale, state.steps_without_overflow, state.hysteresis_left);
-}
-
-optim::LossScaler::State loss_scale_from(const std::string& text) {
-  optim::LossScaler::State state;
-  std::istringstream in(text);
-  if (!(in >> state.scale >> state.steps_without_overflow >> state.hysteresis_left)) {
-    throw DataError(fmt::format("checkpoint: metadata '{}' is '{}', not three numbers", kLossScaleKey, text));
-  }
-  return state;
-}
-
-std::int64_t skipped_steps_from(const std::string& text, std::int64_t steps_done) {
-  std::int64_t skipped = -1;
-  std::istringstream in(text);
-  if (!(in >> skipped) || !in.eof() || skipped < 0 || skipped > steps_done) {
-    throw DataError(fmt::format("checkpoint: metadata '{}' is '{}', not a number of steps from 0 to {}",
-                                kSkippedStepsKey, text, steps_done));
-  }
-  return skipped;
-}
-
-// Before anything is loaded. `Entry` is TensorInfo or SafetensorsFile::Entry.
-template <class Entry>
-void check_same_model(const NamedTensors& model, const LaidOut& laid_out, const std::vector<Entry>& entries) {
-  for (const auto& [name, tensor] : model) {
-    const auto entry = std::ranges::find(entries, name, &Entry::name);
-    if (entry == entries.end())
-      throw DataError(fmt::format("checkpoint: it has no '{}', which the model has", name));
-    const Placement* place = laid_out.find(name);
-    const Shape whole = place == nullptr ? tensor.shape() : place->whole_shape;
-    if (entry->shape != whole) {
-      throw DataError(fmt::format("checkpoint: '{}' is {}, but the model's is {}", name,
-                                  to_string(entry->shape), to_string(whole)));
-    }
-  }
-}
-
-}  // namespace
-
-// From the stage that has it to the others; `get` gives it there.
-Tensor Engine::from_holder(const std::string& parameter, DType dtype, const Shape& shape,
-                           const std::function<Tensor()>& get) const {
-  if (parts_->pipeline == nullptr) return get();
-  const int holder = parts_->pipeline->holder_of(parameter);
-  Tensor values;
-  if (parts_->zero->has(parameter)) values = get().contiguous();  // a collective of all that have it
-  if (holder != mesh_.index(kPp)) values = empty(shape, {.dtype = dtype, .device = cpu});
-  mesh_.group(kPp).broadcast(buffer_of(values), holder);
-  return values;
-}
-
-// What the optimizer keeps of every parameter. Each rank knows of its own stages' parameters.
-std::vector<Engine::StateEntry> Engine::optimizer_entries() const {
-  std::vector<StateEntry> own;
-  for (const auto& [name, tensor] : parts_->optimizer->state()) own.push_back({name, tensor.dtype()});
-  if (parts_->pipeline == nullptr) return own;
-  std::string text;
-  for (const auto& [name, dtype] : own) text += fmt::format("{}:{}\n", static_cast<int>(dtype), name);
-  const std::vector<std::string> texts = gather_texts(text, mesh_.group(kPp));
-  std::vector<StateEntry> all;
-  for (const std::string& each : texts) {
-    std::istringstream lines(each);
-    for (std::string line; std::getline(lines, line);) {
-      const std::size_t colon = line.find(':');
-      StateEntry entry{line.substr(colon + 1), static_cast<DType>(std::stoi(line.substr(0, colon)))};
-      const bool is_new =
-          std::ranges::none_of(all, [&](const StateEntry& other) { return other.name == entry.name; });
-      if (is_new) all.push_back(std::move(entry));
-    }
-  }
-  return all;
-}
-
-CheckpointSources Engine::checkpoint_sources() {
-  CheckpointSources sources;
-  sources.step = steps_done_;
-  if (config_.dtype == kF16) {
-    sources.metadata[kLossScaleKey] = to_text(parts_->scaler.state());
-    sources.metadata[kSkippedStepsKey] = std::to_string(steps_skipped_);
-  }
-  const LaidOut& laid_out = parts_->laid_out;
-  for (const auto& [name, tensor] : model_.state()) {
-    const Placement* place = laid_out.find(name);
-    sources.model.tensors.push_back(
-        {name, tensor.dtype(), place == nullptr ? tensor.shape() : place->whole_shape});
-  }
-  sources.model.get = [this](const std::string& name) {
-    const Placement* place = parts_->laid_out.find(name);
-    if (place == nullptr) return named(model_.state(), name, "model");
-    const DType dtype = named(model_.state(), name, "model").dtype();
-    return from_holder(name, dtype, place->whole_shape, [&] { return parts_->zero->whole(name); });
-  };
-  std::map<std::string, DType> dtypes;
-  for (const auto& [name, dtype] : optimizer_entries()) {
-    const Shape shape = is_step_count(name) ? Shape{} : laid_out.placement(parameter_of(name)).whole_shape;
-    sources.optimizer.tensors.push_back({name, dtype, shape});
-    dtypes[name] = dtype;
-  }
-  sources.optimizer.get = [this, state = parts_->optimizer->state(), dtypes](const std::string& name) {
-    const std::string parameter = parameter_of(name);
-    const Shape shape = is_step_count(name) ? Shape{} : parts_->laid_out.placement(parameter).whole_shape;
-    return from_holder(parameter, dtypes.at(name), shape, [&] {
-      const Tensor own = named(state, name, "optimizer");
-      return is_step_count(name) ? own : parts_->zero->whole(parameter, own);
-    });
-  };
-  return sources;
-}
-
-void Engine::load(const CheckpointReader& checkpoint) {
-  const NoGrad no_grad;
-  optim::LossScaler scaler = parts_->scaler;
-  const auto saved_scale = checkpoint.metadata().find(kLossScaleKey);
-  if (config_.dtype == kF16 && saved_scale != checkpoint.metadata().end())
-    scaler.load_state(loss_scale_from(saved_scale->second));
-  const auto saved_skips = checkpoint.metadata().find(kSkippedStepsKey);
-  const std::int64_t skipped = saved_skips == checkpoint.metadata().end()
-                                   ? 0
-                                   : skipped_steps_from(saved_skips->second, checkpoint.step());
-  check_same_model(model_.state(), parts_->laid_out, checkpoint.model().entries());
-  // The optimizer first: it may be of another kind and refuse.
-  NamedTensors pieces;
-  for (const auto& entry : checkpoint.optimizer().entries()) {
-    const bool known = parts_->laid_out.find(parameter_of(entry.name)) != nullptr;
-    if (known && !parts_->zero->has(parameter_of(entry.name))) continue;  // another stage's
-    const Tensor whole = checkpoint.optimizer().read(entry.name);
-    pieces.emplace_back(entry.name, is_step_count(entry.name) || !known
-                                        ? whole
-                                        : parts_->zero->piece(parameter_of(entry.name), whole));
-  }
-  parts_->optimizer->load_state(pieces);
-  load_parts([&](const std::string& name) { return checkpoint.model().read(name); });
-  parts_->scaler = scaler;
-  steps_skipped_ = skipped;
-  steps_done_ = checkpoint.step();
-}
-
-void Engine::load_weights(const TensorSource& weights) {
-  const NoGrad no_grad;
-  check_same_model(model_.state(), parts_->laid_out, weights.tensors);
-  load_parts(weights.get);
-  parts_->optimizer->reset_masters();
-}
-
-void Engine::load_parts(const std::function<Tensor(const std::string& name)>& get) {
-  for (const auto& [name, tensor] : model_.state()) {
-    const bool is_parameter = parts_->laid_out.find(name) != nullptr;
-    if (is_parameter && !parts_->zero->has(name)) continue;
-    const Tensor whole = get(name).to(tensor.dtype());
-    if (is_parameter) {
-      parts_->zero->load(name, whole);
-    } else {
-      Tensor(tensor).copy_from(whole);
-    }
-  }
 }
 
 }  // namespace tessera::dist
