@@ -180,9 +180,9 @@ class Engine {
   [[nodiscard]] CheckpointSources checkpoint_sources();
   /// Takes this rank's parts of a checkpoint that any layout wrote. Every rank reads. In f16, a checkpoint
   /// without "loss_scale" (of a run in another dtype) leaves the scaler as it is.
-  /// Errors   DataError for one of another model or optimizer, or with a "loss_scale" or "skipped_steps" that
-  ///          is none: nothing
-  ///          is changed then. DataError for a damaged tensor: those before it may have been loaded.
+  /// Errors   DataError for one of another model or optimizer, or with a "loss_scale" or
+  ///          "skipped_steps" that is none: nothing is changed then. DataError for a damaged tensor: those
+  ///          before it may have been loaded.
   void load(const CheckpointReader& checkpoint);
   /// Takes this rank's parts of weights that come from elsewhere; the optimizer begins as in a new run.
   /// Masters of 16-bit parameters are the rounded weights.

@@ -1,5 +1,5 @@
-// What an engine says of a loss that is not finite: the rank, the layer and the tensor in which it begins. The
-// search over ranks is in dist/non_finite_search.h, that on one rank in nn/non_finite.h.
+// What an engine says of a loss that is not finite: the rank, the layer and the tensor in which it begins.
+// dist/non_finite_search.h searches over ranks, nn/non_finite.h on one.
 
 #include <fmt/format.h>
 

@@ -408,8 +408,7 @@ void Pipeline::refuse_if_broken() const {
   if (!broken_) return;
   throw CommError(
       "pipeline: an exception ended a step, in other passes on other ranks, and messages of it may be under "
-      "way; "
-      "begin a new job from the last checkpoint");
+      "way; begin a new job from the last checkpoint");
 }
 
 // --- Without gradients -------------------------------------------------------------------------------------
