@@ -8,8 +8,8 @@
 //
 // A pair is some steps of the row and then as many of one rank; "speed" is the median over the pairs of the
 // ratio of their means, behind it the least and the largest. The row "dp=1" is compared with itself: it shows
-// what the machine resolves. A row that ends in "unchecked" runs without layout checks, one in
-// "invariant" in Invariant numerics.
+// what the machine resolves. tests/layout_row.h says what a row may say; one that ends in "unchecked" runs
+// without layout checks.
 //
 // A step's time on a rank is compute + waiting + transfer: "waiting" it stands in a call to which another
 // rank has not come yet, "transfer" in a call to which all have (dist/time_split.h). Columns show mean and
@@ -34,6 +34,7 @@
 #include "kernels/error.h"
 #include "nn/model_factory.h"
 #include "tensor/context.h"
+#include "tests/layout_row.h"
 
 using namespace tessera;
 
@@ -67,27 +68,10 @@ struct Row {
 
 Row parse_row(const std::string& text) {
   Row row{.text = text, .config = {}};
-  std::istringstream words(text);
-  for (std::string word; words >> word;) {
-    if (word == "sp") {
-      row.config.sequence_parallel = true;
-    } else if (word == "ulysses") {
-      row.config.context_parallel = dist::Config::ContextParallel::kUlysses;
-    } else if (word.starts_with("schedule=")) {
-      row.config.pipeline.schedule = word.substr(9);
-    } else if (word == "invariant") {
-      row.config.numerics = dist::Config::Numerics::kInvariant;
-    } else if (word == "unchecked") {
-      row.checked = false;
-    } else if (word.starts_with("zero=")) {
-      const std::string stage = word.substr(5);
-      if (stage.size() != 1 || stage[0] < '0' || stage[0] > '3')
-        throw ConfigError(fmt::format("row '{}': expected zero=0 to zero=3, got '{}'", text, word));
-      row.config.zero.stage = stage[0] - '0';
-    } else {
-      row.config.mesh = dist::MeshShape::parse(word);
-    }
-  }
+  row.config = dist::read_layout(text, {}, [&row](const std::string& key, const std::string&) {
+    if (key == "unchecked") row.checked = false;
+    return key == "unchecked";
+  });
   return row;
 }
 

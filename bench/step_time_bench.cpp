@@ -2,7 +2,7 @@
 // (dist/time_model.h), beside what the step takes.
 //
 //     $ step_time_bench                              layouts of 8 thread ranks
-//     $ step_time_bench --rows "dp=2;tp=2;pp=2"      of as many as they have
+//     $ step_time_bench --rows "dp=2;tp=2;pp=2"      of as many as they have (tests/layout_row.h)
 //     $ step_time_bench --rates rates.json           keeps the rates, for gpt2_train --dry-run --rates
 //     $ step_time_bench --cpu-time                   on a machine that others use
 //
@@ -43,6 +43,7 @@
 #include "optim/adam.h"
 #include "tensor/context.h"
 #include "tensor/create.h"
+#include "tests/layout_row.h"
 
 using namespace tessera;
 using dist::Collective;
@@ -82,31 +83,7 @@ double median(std::vector<double> values) {
 dist::Config parse_row(const std::string& text, const Workload& work) {
   dist::Config config;
   config.batch = {.global = work.batch, .micro_batch = work.micro_batch};
-  std::istringstream words(text);
-  for (std::string word; words >> word;) {
-    const std::string value = word.substr(word.find('=') + 1);
-    const auto number = [&] {
-      if (value.size() != 1 || value[0] < '0' || value[0] > '9')
-        throw ConfigError(fmt::format("row '{}': expected a digit in '{}'", text, word));
-      return value[0] - '0';
-    };
-    if (word == "sp") {
-      config.sequence_parallel = true;
-    } else if (word == "ulysses") {
-      config.context_parallel = dist::Config::ContextParallel::kUlysses;
-    } else if (word.starts_with("schedule=")) {
-      config.pipeline.schedule = value;
-    } else if (word == "recompute=full") {
-      config.recompute.mode = dist::Config::Recompute::Mode::kFull;
-    } else if (word.starts_with("zero=")) {
-      config.zero.stage = number();
-    } else if (word.starts_with("pass=")) {
-      config.batch.micro_batch = number();
-    } else {
-      config.mesh = dist::MeshShape::parse(word);
-    }
-  }
-  return config;
+  return dist::read_layout(text, config);
 }
 
 dist::DryRunOptions dry(const Workload& work, const dist::Config& config) {

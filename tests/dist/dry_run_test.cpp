@@ -8,13 +8,13 @@
 #include <sys/resource.h>
 
 #include <chrono>
-#include <sstream>
 
 #include "dist/job.h"
 #include "kernels/error.h"
 #include "nn/model_factory.h"
 #include "tensor/context.h"
 #include "tests/expect_error.h"
+#include "tests/layout_row.h"
 
 namespace tessera::dist {
 namespace {
@@ -30,53 +30,10 @@ struct Row {
   const char* model = kGpt2;
 };
 
-// "dp=2,tp=2 zero=3 bf16 pass=2" → the configuration, for the table below.
 Config read(const std::string& layout) {
-  using Recompute = Config::Recompute::Mode;
   Config config;
   config.batch = {.global = kBatch, .micro_batch = 2};
-  std::istringstream words(layout);
-  for (std::string word; words >> word;) {
-    const std::string value = word.substr(word.find('=') + 1);
-    if (word.starts_with("zero=")) {
-      config.zero.stage = std::stoi(value);
-    } else if (word.starts_with("schedule=")) {
-      config.pipeline.schedule = value;
-    } else if (word.starts_with("pass=")) {
-      config.batch.micro_batch = std::stoi(value);
-    } else if (word.starts_with("hpz=")) {
-      config.zero.hpz_partition_size = std::stoi(value);
-    } else if (word.starts_with("mics=")) {
-      config.zero.mics_shard_size = std::stoi(value);
-    } else if (word.starts_with("persist=")) {
-      config.zero.param_persistence_threshold = std::stoi(value);
-    } else if (word == "full-gradients") {
-      config.zero.keep_full_gradients = true;
-    } else if (word == "recompute=full") {
-      config.recompute.mode = Recompute::kFull;
-    } else if (word == "recompute=selective") {
-      config.recompute.mode = Recompute::kSelective;
-    } else if (word == "partitioned") {
-      config.recompute.partition_activations = true;
-    } else if (word == "host") {
-      config.recompute.cpu_checkpointing = true;
-    } else if (word == "sp") {
-      config.sequence_parallel = true;
-    } else if (word == "ulysses") {
-      config.context_parallel = Config::ContextParallel::kUlysses;
-    } else if (word == "bf16") {
-      config.dtype = kBF16;
-    } else if (word == "f16") {
-      config.dtype = kF16;
-    } else if (word == "f64") {
-      config.dtype = kF64;
-    } else if (word == "Lamb" || word == "Muon" || word == "SGD" || word == "Lion") {
-      config.optimizer.type = word;
-    } else {
-      config.mesh = MeshShape::parse(word);
-    }
-  }
-  return config;
+  return read_layout(layout, config);
 }
 
 void fill(std::int64_t step, std::int64_t first, std::int64_t count, std::span<std::int64_t> inputs,
@@ -179,7 +136,7 @@ std::string test_name(const ::testing::TestParamInfo<Row>& info) {
 
 INSTANTIATE_TEST_SUITE_P(
     All, DryRunRows,
-    ::testing::Values(Row{"dp=1"}, Row{"dp=1 bf16 recompute=full host"},
+    ::testing::Values(Row{"dp=1"}, Row{"dp=1 bf16 recompute=full on-host"},
                       Row{"dp=1 f16 recompute=selective", kLlama}, Row{"dp=2"}, Row{"dp=3 zero=1 bf16"},
                       Row{"dp=3 zero=2"}, Row{"dp=4 pass=1 zero=2 full-gradients bf16"}, Row{"dp=3 zero=3"},
                       Row{"dp=3 zero=3 bf16 recompute=full", kLlama}, Row{"dp=2 zero=3 persist=3000"},

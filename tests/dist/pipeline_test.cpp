@@ -11,7 +11,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <sstream>
 
 #include "autograd/grad_mode.h"
 #include "autograd/graph.h"
@@ -28,6 +27,7 @@
 #include "tensor/create.h"
 #include "tests/expect_error.h"
 #include "tests/largest_difference.h"
+#include "tests/layout_row.h"
 
 namespace tessera::dist {
 namespace {
@@ -53,44 +53,7 @@ Config read(const std::string& row) {
   config.dtype = kF64;
   config.optimizer.lr = 3e-3;
   config.batch = {.global = kBatch, .micro_batch = 1};
-  std::istringstream words(row);
-  for (std::string word; words >> word;) {
-    const std::string value = word.substr(word.find('=') + 1);
-    if (word.starts_with("schedule=")) {
-      config.pipeline.schedule = value;
-    } else if (word.starts_with("chunks=")) {
-      config.pipeline.chunks = std::stoi(value);
-    } else if (word == "uniform") {
-      config.pipeline.partition = word;
-    } else if (word.starts_with("zero=")) {
-      config.zero.stage = std::stoi(value);
-    } else if (word.starts_with("pass=")) {
-      config.batch.micro_batch = std::stoi(value);
-    } else if (word == "full-gradients") {
-      config.zero.keep_full_gradients = true;
-    } else if (word == "recompute=full") {
-      config.recompute.mode = Config::Recompute::Mode::kFull;
-    } else if (word == "recompute=selective") {
-      config.recompute.mode = Config::Recompute::Mode::kSelective;
-    } else if (word.starts_with("mics=")) {
-      config.zero.stage = 3, config.zero.mics_shard_size = std::stoi(value);
-    } else if (word.starts_with("hpz=")) {
-      config.zero.stage = 3, config.zero.hpz_partition_size = std::stoi(value);
-    } else if (word.starts_with("persist=")) {
-      config.zero.param_persistence_threshold = std::stoi(value);
-    } else if (word.starts_with("reuse=")) {
-      config.zero.max_reuse_distance = std::stoi(value);
-    } else if (word == "sp") {
-      config.sequence_parallel = true;
-    } else if (word == "ulysses") {
-      config.context_parallel = Config::ContextParallel::kUlysses;
-    } else if (word == "Lamb" || word == "Muon" || word == "SGD") {
-      config.optimizer.type = word;
-    } else {
-      config.mesh = MeshShape::parse(word);
-    }
-  }
-  return config;
+  return read_layout(row, config);
 }
 
 // What one rank of a job trains on: its context, the mesh, and a model that has no memory yet.

@@ -4,30 +4,19 @@
 
 #include <cctype>
 #include <map>
-#include <sstream>
 
 #include "dist/checkpoint.h"
 #include "dist/collectives.h"
 #include "dist/parameter_hash.h"
-#include "kernels/random_key.h"
 #include "nn/model_factory.h"
 #include "tensor/context.h"
+#include "tests/layout_row.h"
+#include "tests/parity/samples.h"
 
 namespace tessera::dist::parity {
 namespace {
 
 constexpr double kMaxNorm = 0.05;  // below every norm of these runs
-
-std::int64_t token(const InvariantRun& run, std::int64_t step, std::int64_t sample, std::int64_t t) {
-  const auto stream = static_cast<std::uint64_t>((step * run.batch + sample) * (run.time + 1) + t);
-  const std::uint64_t bits = kernels::random_key_bits({.seed = 5, .stream = stream});
-  return static_cast<std::int64_t>(bits % static_cast<std::uint64_t>(run.vocab));
-}
-
-// All of a sample's targets count, or three of them, or (one sample of each batch) none.
-std::int64_t num_targets(const InvariantRun& run, std::int64_t sample) {
-  return sample == 7 ? 0 : sample % 5 == 0 ? 3 : run.time;
-}
 
 }  // namespace
 
@@ -48,15 +37,10 @@ std::vector<std::string> bits_of(const InvariantRun& run, Job& job) {
   Engine engine(*model, config, mesh, run.options);
   if (!run.load.empty()) engine.load(CheckpointReader(run.load));
   if (run.spoil) run.spoil(engine);
-  const SampleSource source = [&run](std::int64_t step, std::int64_t first, std::int64_t count, auto inputs,
-                                     auto targets) {
-    for (std::int64_t i = 0; i < count * run.time; ++i) {
-      const std::int64_t sample = first + i / run.time, t = i % run.time;
-      inputs[static_cast<std::size_t>(i)] = token(run, step, sample, t);
-      targets[static_cast<std::size_t>(i)] =
-          t < num_targets(run, sample) ? token(run, step, sample, t + 1) : std::int64_t{-100};
-    }
-  };
+  const Samples samples{.vocab = run.vocab, .time = run.time, .batch = run.batch};
+  const SampleSource source = [&samples](std::int64_t step, std::int64_t first, std::int64_t count,
+                                         auto inputs,
+                                         auto targets) { samples.fill(step, first, count, inputs, targets); };
   std::vector<std::string> lines;
   for (int step = 0; step < run.steps; ++step) {
     const StepReport report = engine.train_step(source, run.batch);
@@ -100,52 +84,12 @@ std::string test_name(const std::string& layout) {
 
 InvariantRun invariant_run(const std::string& model, const std::string& layout) {
   InvariantRun run{.model = model, .config = {}};
-  Config& config = run.config;
-  config.numerics = Config::Numerics::kInvariant;
-  std::istringstream words(layout);
-  for (std::string word; words >> word;) {
-    const std::string value = word.substr(word.find('=') + 1);
-    if (word == "fast") {
-      config.numerics = Config::Numerics::kFast;
-    } else if (word == "sp") {
-      config.sequence_parallel = true;
-    } else if (word == "SGD" || word == "Adagrad" || word == "Lion" || word == "Lamb" || word == "Muon") {
-      config.optimizer.type = word;
-      if (word == "SGD" || word == "Muon") config.optimizer.momentum = 0.9;
-    } else if (word == "ulysses") {
-      config.context_parallel = Config::ContextParallel::kUlysses;
-    } else if (word == "f64" || word == "bf16" || word == "f16") {
-      config.dtype = word == "f64" ? kF64 : word == "f16" ? kF16 : kBF16;
-    } else if (word == "full-gradients") {
-      config.zero.keep_full_gradients = true;
-    } else if (word == "partitioned") {
-      config.recompute.partition_activations = true;
-    } else if (word.starts_with("zero=")) {
-      config.zero.stage = std::stoi(value);
-    } else if (word.starts_with("mics=")) {
-      config.zero.stage = 3, config.zero.mics_shard_size = std::stoi(value);
-    } else if (word.starts_with("hpz=")) {
-      config.zero.stage = 3, config.zero.hpz_partition_size = std::stoi(value);
-    } else if (word.starts_with("pass=")) {
-      config.batch.micro_batch = std::stoi(value);
-    } else if (word.starts_with("schedule=")) {
-      config.pipeline.schedule = value;
-    } else if (word.starts_with("chunks=")) {
-      config.pipeline.chunks = std::stoi(value);
-    } else if (word == "uniform") {
-      config.pipeline.partition = word;
-    } else if (word.starts_with("batch=")) {
-      run.batch = std::stoi(value);
-    } else if (word.starts_with("threads=")) {
-      run.threads = std::stoi(value);
-    } else if (word == "recompute=full") {
-      config.recompute.mode = Config::Recompute::Mode::kFull;
-    } else if (word == "recompute=selective") {
-      config.recompute.mode = Config::Recompute::Mode::kSelective;
-    } else {
-      config.mesh = MeshShape::parse(word);
-    }
-  }
+  run.config.numerics = Config::Numerics::kInvariant;
+  run.config = read_layout(layout, run.config, [&run](const std::string& key, const std::string& value) {
+    if (key == "batch") run.batch = std::stoi(value);
+    if (key == "threads") run.threads = std::stoi(value);
+    return key == "batch" || key == "threads";
+  });
   return run;
 }
 

@@ -37,8 +37,7 @@ struct InvariantRun {
   std::string load{}, save{};  ///< folders of a checkpoint to go on from, and to leave behind; empty: none
 };
 
-/// Reads "dp=2,tp=2 zero=3 pass=2 recompute=full sp ulysses threads=2 bf16 fast Lion ...", or "pp=2
-/// schedule=interleaved chunks=2 uniform batch=7": a row of a table.
+/// A row of a table, as tests/layout_row.h reads it; "threads=2" and "batch=7" are words as well.
 [[nodiscard]] InvariantRun invariant_run(const std::string& model, const std::string& layout);
 
 /// Trains. Lines of text: hexadecimal losses and norms, and a hash of each parameter. A collective of the

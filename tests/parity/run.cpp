@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <limits>
 #include <memory>
-#include <sstream>
 
 #include "autograd/graph.h"
 #include "autograd/ops.h"
@@ -15,29 +14,22 @@
 #include "dist/pipeline.h"
 #include "dist/zero.h"
 #include "kernels/error.h"
-#include "kernels/random_key.h"
 #include "nn/model_factory.h"
 #include "optim/clip.h"
 #include "optim/loss_scale.h"
 #include "tensor/context.h"
 #include "tensor/create.h"
+#include "tests/layout_row.h"
 #include "tests/parity/replicas.h"
+#include "tests/parity/samples.h"
 
 namespace tessera::dist::parity {
 namespace {
 
 constexpr MeshAxis kDp = MeshAxis::kDp, kTp = MeshAxis::kTp;
-constexpr std::int64_t kIgnored = -100;
+constexpr Samples kSamples{.vocab = kVocab, .time = kTime, .batch = kGlobalBatch};
 constexpr std::uint64_t kSeed = 17;
 constexpr double kMaxNorm = 0.05;  // below every norm of these runs: clipping is active in each step
-
-std::int64_t token(std::int64_t step, std::int64_t sample, std::int64_t t) {
-  const auto stream = static_cast<std::uint64_t>((step * kGlobalBatch + sample) * (kTime + 1) + t);
-  return static_cast<std::int64_t>(kernels::random_key_bits({.seed = 5, .stream = stream}) % kVocab);
-}
-
-// All of a sample's targets count, or three of them, or (one sample of each batch) none.
-std::int64_t num_targets(std::int64_t sample) { return sample == 7 ? 0 : sample % 5 == 0 ? 3 : kTime; }
 
 // In f16 two steps overflow. In the first the loss of what shares a pass with sample 5 counts 2^14 times, so
 // that a gradient of a logit is 2^28 / 113 targets, far beyond 65504, and nothing behind it is finite. In the
@@ -92,17 +84,13 @@ NamedValues values_of(const NamedTensors& tensors) {
 
 std::int64_t count_targets(std::int64_t first, std::int64_t count) {
   std::int64_t sum = 0;
-  for (std::int64_t sample = first; sample < first + count; ++sample) sum += num_targets(sample);
+  for (std::int64_t sample = first; sample < first + count; ++sample) sum += kSamples.num_targets(sample);
   return sum;
 }
 
 void fill(std::int64_t step, std::int64_t first, std::int64_t count, std::span<std::int64_t> inputs,
           std::span<std::int64_t> targets) {
-  for (std::int64_t i = 0; i < count * kTime; ++i) {
-    const std::int64_t sample = first + i / kTime, t = i % kTime;
-    inputs[static_cast<std::size_t>(i)] = token(step, sample, t);
-    targets[static_cast<std::size_t>(i)] = t < num_targets(sample) ? token(step, sample, t + 1) : kIgnored;
-  }
+  kSamples.fill(step, first, count, inputs, targets);
 }
 
 void with_engine(const TrainingRun& run, Job& job, const std::function<void(Engine& engine)>& use) {
@@ -268,52 +256,7 @@ Config layout(const std::string& text) {
   config.dtype = kF64;
   config.fp16.initial_scale_power = 14;
   config.fp16.hysteresis = 1;
-  std::istringstream words(text);
-  for (std::string word; words >> word;) {
-    const std::string value = word.substr(word.find('=') + 1);
-    if (word == "invariant") {
-      config.numerics = Config::Numerics::kInvariant;
-    } else if (word == "sp") {
-      config.sequence_parallel = true;
-    } else if (word == "AdamW" || word == "SGD" || word == "Adagrad" || word == "Lion" || word == "Lamb" ||
-               word == "Muon") {
-      config.optimizer.type = word;
-      if (word == "SGD" || word == "Muon") config.optimizer.momentum = 0.9;
-    } else if (word == "ulysses") {
-      config.context_parallel = Config::ContextParallel::kUlysses;
-    } else if (word == "f64" || word == "f32" || word == "bf16" || word == "f16") {
-      config.dtype = word == "f64" ? kF64 : word == "f32" ? kF32 : word == "bf16" ? kBF16 : kF16;
-    } else if (word == "full-gradients") {
-      config.zero.keep_full_gradients = true;
-    } else if (word == "partitioned") {
-      config.recompute.partition_activations = true;
-    } else if (word == "on-host") {
-      config.recompute.cpu_checkpointing = true;
-    } else if (word.starts_with("zero=")) {
-      config.zero.stage = std::stoi(value);
-    } else if (word.starts_with("mics=")) {
-      config.zero.stage = 3, config.zero.mics_shard_size = std::stoi(value);
-    } else if (word.starts_with("hpz=")) {
-      config.zero.stage = 3, config.zero.hpz_partition_size = std::stoi(value);
-    } else if (word.starts_with("pass=")) {
-      config.batch.micro_batch = std::stoi(value);
-    } else if (word == "recompute=full") {
-      config.recompute.mode = Config::Recompute::Mode::kFull;
-    } else if (word == "recompute=selective") {
-      config.recompute.mode = Config::Recompute::Mode::kSelective;
-    } else if (word.starts_with("schedule=")) {
-      config.pipeline.schedule = value;
-    } else if (word.starts_with("chunks=")) {
-      config.pipeline.chunks = std::stoi(value);
-    } else if (word.starts_with("scale=2^")) {
-      config.fp16.initial_scale_power = std::stoi(word.substr(8));
-    } else if (word.starts_with("checkpoints=")) {
-      config.recompute.number_checkpoints = std::stoi(value);
-    } else {
-      config.mesh = MeshShape::parse(word);
-    }
-  }
-  return config;
+  return read_layout(text, config);
 }
 
 }  // namespace tessera::dist::parity

@@ -67,7 +67,7 @@ void fill(std::int64_t step, std::int64_t first, std::int64_t count, std::span<s
           std::span<std::int64_t> targets);
 [[nodiscard]] std::int64_t count_targets(std::int64_t first, std::int64_t count);
 
-/// Reads "dp=2,tp=2 zero=3 pass=2 recompute=full sp ulysses f32 invariant ...": a row of the table.
+/// A row of the table, as tests/layout_row.h reads it, in f64 unless it says otherwise.
 [[nodiscard]] Config layout(const std::string& text);
 
 }  // namespace tessera::dist::parity
