@@ -117,11 +117,8 @@ DryRun dry_run(const DryRunOptions& options) {
       result.batch = engine.batch();
       result.seq = engine.seq();
       result.num_samples = options.num_samples == 0 ? engine.batch().global : options.num_samples;
-      if (Pipeline* pipeline = engine.pipeline(); pipeline != nullptr && !result.schedule) {
-        const std::int64_t dp = options.mesh[MeshAxis::kDp], each = (result.num_samples + dp - 1) / dp;
-        const std::int64_t passes = (each + result.batch.micro_batch - 1) / result.batch.micro_batch;
-        result.schedule = pipeline->schedule(pipeline->micro_batches_for(passes));
-      }
+      if (Pipeline* pipeline = engine.pipeline(); pipeline != nullptr && !result.schedule)
+        result.schedule = pipeline->schedule(engine.num_passes(result.num_samples));
     }
     if (ranks.last_rank != first) {
       RankStep last = dry_run_rank(options, ranks.last_rank);

@@ -187,6 +187,12 @@ Tensor Engine::own_tokens(std::span<const std::int64_t> values, std::int64_t cou
   return tokens.set_layout(layout);
 }
 
+std::int64_t Engine::num_passes(std::int64_t num_samples) {
+  const std::int64_t most = shard_size(num_samples == 0 ? batch_.global : num_samples, mesh_.size(kDp), 0);
+  const std::int64_t passes = (most + batch_.micro_batch - 1) / batch_.micro_batch;
+  return parts_->pipeline == nullptr ? passes : parts_->pipeline->micro_batches_for(passes);
+}
+
 std::vector<MicroBatch> Engine::micro_batches(const SampleSource& source, std::int64_t num_samples) {
   if (parts_->pipeline != nullptr) parts_->pipeline->refuse_if_broken();
   if (under_way_) give_up_step();
@@ -205,9 +211,7 @@ std::vector<MicroBatch> Engine::micro_batches(const SampleSource& source, std::i
   const int data_ranks = mesh_.size(kDp), data_rank = mesh_.index(kDp);
   const std::int64_t begin = shard_begin(num_samples_, data_ranks, data_rank);
   const std::int64_t count = shard_size(num_samples_, data_ranks, data_rank);
-  std::int64_t passes =
-      (shard_size(num_samples_, data_ranks, 0) + batch_.micro_batch - 1) / batch_.micro_batch;
-  if (parts_->pipeline != nullptr) passes = parts_->pipeline->micro_batches_for(passes);
+  const std::int64_t passes = num_passes(num_samples_);
   std::vector<MicroBatch> result;
   first_samples_.clear();
   double counted = 0.0;

@@ -128,6 +128,9 @@ class Engine {
   /// all-reduce. Gives up a step that is still under way.
   [[nodiscard]] std::vector<MicroBatch> micro_batches(const SampleSource& source,
                                                       std::int64_t num_samples = 0);
+  /// How many those are, for `num_samples` as there; the same on every rank: as many as the one with most
+  /// samples needs, or the next number that the pipeline's schedule takes.
+  [[nodiscard]] std::int64_t num_passes(std::int64_t num_samples = 0);
   /// The sum of the losses of this rank's tokens: P on dp and cp.
   [[nodiscard]] Tensor forward(const MicroBatch& micro_batch);
   /// Gradients of loss · scale / targets of the global batch; reduced as far as the ZeRO stage does.
