@@ -106,6 +106,9 @@ RankStep dry_run_rank(const DryRunOptions& options, int rank) { return Rank(opti
 DryRun dry_run(const DryRunOptions& options) {
   DryRun result;
   result.mesh = options.mesh;
+  const Config::Zero& zero = options.config.zero;
+  result.gathers_in_passes = zero.stage == 3;
+  result.reduces_in_passes = zero.stage >= 2 && !zero.keep_full_gradients;
   const int stride = options.mesh.num_ranks() / options.mesh[kPp];
   for (int first = 0; first < options.mesh.num_ranks(); first += stride) {
     RankClass ranks{.first_rank = first, .last_rank = first + stride - 1, .first = {}, .last = {}};

@@ -81,6 +81,9 @@ struct DryRun {
   std::int64_t num_parameters = 0;   ///< of the whole model
   std::vector<RankClass> classes;    ///< one for each place on pp
   std::optional<Schedule> schedule;  ///< of the pipeline
+  /// Data ranks gather parameters (ZeRO stage 3) and sum gradients (2 and 3, unless full ones are kept) in
+  /// every pass, not once a step.
+  bool gathers_in_passes = false, reduces_in_passes = false;
 };
 
 /// Runs the first and the last rank of each place on pp dry.

@@ -38,26 +38,24 @@ void add(StepTime& sum, const StepTime& part, double times) {
 
 // What a rank of a pipeline does, by its place in the step.
 struct StageTime {
-  double passes = 0.0;       // of all micro-batches
-  double message = 0.0;      // one
-  double end_of_step = 0.0;  // sums of gradients over data ranks, update
+  double passes = 0.0;       // of all micro-batches: messages to the stages beside it among them
+  double end_of_step = 0.0;  // the update, and what data ranks send once a step
 };
 
-StageTime stage_time(const RankStep& step, const Rates& rates) {
+bool is_in_passes(const TapeTotal& row, const DryRun& run) {
+  if (row.group == "pp" || row.group == "tp" || row.group == "cp") return true;
+  if (row.group == "world") return false;  // norm, figures
+  return row.op == Collective::kAllGather ? run.gathers_in_passes : run.reduces_in_passes;
+}
+
+StageTime stage_time(const DryRun& run, const RankStep& step, const Rates& rates) {
   StageTime time;
   time.end_of_step = seconds_of(step.counts_by_kind[static_cast<std::size_t>(KernelKind::kUpdate)],
                                 rates.kernel(KernelKind::kUpdate));
-  double messages = 0.0;
   for (const TapeTotal& row : step.traffic) {
-    const double seconds = seconds_of(row, rates.link(row));
-    if (row.group == "pp") {
-      messages += seconds;
-      if (row.op == Collective::kSend) time.message = seconds / static_cast<double>(row.calls);
-    } else if (row.group != "tp" && row.group != "cp") {
-      time.end_of_step += seconds;
-    }
+    if (!is_in_passes(row, run)) time.end_of_step += seconds_of(row, rates.link(row));
   }
-  time.passes = time_of(step, rates).busy() - messages - time.end_of_step;
+  time.passes = time_of(step, rates).busy() - time.end_of_step;
   return time;
 }
 
@@ -74,10 +72,9 @@ double path_of(const DryRun& run, const Rates& rates) {
   std::vector<StageCost> costs;
   for (int stage = 0; stage < schedule.num_stages(); ++stage) {
     const auto place = static_cast<std::size_t>(schedule.rank_of(stage));
-    const StageTime time = stage_time(run.classes[place].first, rates);
+    const StageTime time = stage_time(run, run.classes[place].first, rates);
     const double third = time.passes / (3.0 * schedule.num_chunks * schedule.num_micro_batches);
-    costs.push_back(
-        {.forward = third, .backward_input = third, .backward_weight = third, .transfer = time.message});
+    costs.push_back({.forward = third, .backward_input = third, .backward_weight = third, .transfer = 0.0});
     longest = std::max(longest, time.end_of_step);
   }
   return simulate(schedule, costs).total + longest;

@@ -76,8 +76,9 @@ struct StepTime {
 ///
 /// Formula   max(Σ busy / cores, path): all work over the cores that share it, or the longest chain of work
 ///           in which each part waits for the one before, if that is longer. The chain is that of the
-///           slowest rank; of a pipeline its schedule with each stage's passes (a third each for forward,
-///           backward to the input and to the weights), then the longest of what ends a step. The parts are
+///           slowest rank; of a pipeline its schedule with each stage's passes and their messages (a third
+///           each for forward, backward to the input and to the weights), then the longest of what ends a
+///           step; of each place on pp the first rank counts. The parts are
 ///           Σ / cores each, and idle is what is missing.
 [[nodiscard]] StepTime predict(const DryRun& run, const Rates& rates);
 

@@ -138,6 +138,22 @@ TEST(TimeModel, BubbleOfAPipelineIsIdleUnlessOthersFillIt) {
   EXPECT_NEAR(predict(run, rates).idle, 0.0, 1e-9);
 }
 
+// A stage sends to the next one in its own time, so messages are part of the passes that a bubble is made
+// of; and so is what ZeRO sends in each of them.
+TEST(TimeModel, MessagesMakeTheBubbleOfAPipelineLonger) {
+  RankStep step = step_by_hand();
+  step.traffic = {row("dp", Collective::kAllGather, 8, 2, 0), row("pp", Collective::kSend, 4, 4, 0)};
+  DryRun run = planned("pp=4,dp=8", step);
+  run.schedule = make_schedule("1f1b", {.ranks = 4, .micro_batches = 8});
+  const Rates rates = rates_by_hand();
+  const double busy = time_of(step, rates).busy();
+  const double gathers = static_cast<double>(step.traffic[0].calls) * rates.link(step.traffic[0]).latency;
+  ASSERT_GT(gathers, 0.0);
+  EXPECT_NEAR(predict(run, rates).seconds(), (busy - 2 - gathers) * 11 / 8 + 2 + gathers, 1e-9);
+  run.gathers_in_passes = true;
+  EXPECT_NEAR(predict(run, rates).seconds(), (busy - 2) * 11 / 8 + 2, 1e-9);
+}
+
 TEST(TimeModel, NoFasterRateMakesAStepLonger) {
   for (const char* mesh : {"dp=8", "dp=2,tp=2,pp=2", "pp=4,cp=2"}) {
     Config config;
