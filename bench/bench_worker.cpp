@@ -5,11 +5,11 @@
 //
 //   train MODEL DTYPE BxT      a step: forward, backward, clipping, AdamW; MODEL is gpt2 or char
 //   forward MODEL DTYPE BxT    logits and loss without gradients
-//   generate MODEL DTYPE B     32 greedy tokens for each of B prompts of 32, with the cache of keys and values
+//   generate MODEL DTYPE B     32 greedy tokens for each of B prompts of 32, with a cache of keys and values
 //   adamw                      one update of 124M parameters
 //   tiny                       10,000 times x · y of 16 elements, recorded
 //   tokenize FILE              a text through a tokenizer that was trained on its beginning
-//   floor MODEL DTYPE BxT      what no step can be faster than: its matrix products and one AdamW pass alone
+//   floor MODEL DTYPE BxT      what no step is faster than: its matrix products and one AdamW pass alone
 //
 // bench/peers/pytorch_worker.py answers to the same words.
 

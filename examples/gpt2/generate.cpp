@@ -113,11 +113,11 @@ int main(int argc, char** argv) {
   app.add_option("--model", options.model,
                  "Folder that gpt2_train saved to (--out), or a model of Hugging Face with its tokenizer")
       ->capture_default_str();
-  auto* prompt = app.add_option("--prompt", options.prompt, "The text to go on from");
+  auto* prompt = app.add_option("--prompt", options.prompt, "The text to go on from [this or --prompts]");
   auto* prompts =
       app.add_option("--prompts", options.prompts,
                      "Instead: a file, of which each line is a text to go on from; texts are shown "
-                     "when all are done")
+                     "when all are done [none]")
           ->type_name("FILE")
           ->excludes(prompt);
   app.add_option("--tokens", options.generation.tokens, "New tokens")
@@ -136,8 +136,9 @@ int main(int argc, char** argv) {
   app.add_option("--repetition-penalty", options.generation.repetition_penalty,
                  "Above 1: what was there comes less often again; 1: no penalty")
       ->capture_default_str();
-  app.add_option("--stop", options.stop,
-                 "A token that ends the text, beside the tokenizer's end of text; may be given several times")
+  app.add_option(
+         "--stop", options.stop,
+         "A token that ends the text, beside the tokenizer's end of text; may be given several times [none]")
       ->type_name("TOKEN")
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
       ->allow_extra_args(false);

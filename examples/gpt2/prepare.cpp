@@ -160,7 +160,8 @@ int main(int argc, char** argv) {
   PrepareOptions options;
   std::string text, out, tokenizer;
   ForeignFiles foreign;
-  auto* text_option = app.add_option("--text", text, "The text, any bytes; UTF-8 gives the best tokens");
+  auto* text_option = app.add_option(
+      "--text", text, "The text, any bytes; UTF-8 gives the best tokens [this or --train-tokens]");
   app.add_option("--out", out, "Folder for the three files; made if it is not there")->required();
   auto* vocab = app.add_option("--vocab", options.vocab_size, "Size of the vocabulary to learn, at least 256")
                     ->capture_default_str();

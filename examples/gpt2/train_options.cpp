@@ -80,7 +80,7 @@ void add_options(CLI::App& app, Flags& flags) {
   app.add_option(
          "--from-hf", flags.from_hf,
          "Begin with this model of Hugging Face (config.json, model.safetensors), instead of --model with "
-         "random weights; make --data with its tokenizer: gpt2_prepare --tokenizer DIR [none]")
+         "random weights; make --data with its tokenizer [none]")
       ->type_name("DIR")
       ->group(kGroupModel);
   app.add_option("--dropout", flags.dropout, "Probability of dropping an activation [0]")->group(kGroupModel);
