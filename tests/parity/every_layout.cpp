@@ -1,6 +1,6 @@
 // Runs combinations of dist's settings and says of each whether it trains what one rank trains.
 //
-//   every_layout                    all of them, with a table of what ran: hours on two cores
+//   every_layout                    all of them, with a table of what ran: an hour or two on two cores
 //   every_layout --chosen 40        forty with nearly every pair of settings, and one of each refusal
 //   every_layout --part 3/16        a sixteenth of all, for sixteen machines or sixteen evenings
 //   every_layout --only "pp=2,tp=2 " --only zb-v      rows that have both texts in them
@@ -83,8 +83,14 @@ class References {
       // matter, for which the loop without dist stands.
       alone.config.numerics = Config::Numerics::kInvariant;
       Result bits = run_on_threads(alone);
-      if (const Distance d = distance(alone, bits, entry->run); d.value > 1.0)
-        throw Error("Invariant numerics on one rank are not what is trained without dist: " + d.shown);
+      // Weights of f32 drift with depth: 3e-6 holds for two blocks, and thirteen under AdamW are at 5e-6.
+      const Difference d = compare(bits, entry->run.run);
+      if (!(d.losses <= 1e-6 && d.norms <= 2e-6 && d.weights <= 2e-5)) {
+        throw Error(
+            fmt::format("Invariant numerics on one rank are not what is trained without dist: losses "
+                        "{:.1e}, norms {:.1e}, weights {:.1e} off",
+                        d.losses, d.norms, d.weights));
+      }
       entry->run.run = std::move(bits);
     });
     return entry->run;
