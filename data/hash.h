@@ -5,7 +5,7 @@
 #include <span>
 #include <string_view>
 
-// Private to data/.
+// Private to data/ and dist/.
 namespace tessera::data::detail {
 
 /// 64-bit FNV-1a over what is added. Finds accidents (a bit flipped, another vocabulary), not forgery.

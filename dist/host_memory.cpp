@@ -56,11 +56,6 @@ std::string own_cgroup(const fs::path& file) {
   return "/";
 }
 
-std::string host_name() {
-  char name[256] = {};
-  return gethostname(name, sizeof(name) - 1) == 0 ? name : "unknown host";
-}
-
 struct RankNeed {
   std::int64_t needed = 0;
   HostMemory memory;
@@ -115,6 +110,11 @@ void refuse_if_short(const Sharing& sharing, const std::string& host, const char
 }
 
 }  // namespace
+
+std::string host_name() {
+  char name[256] = {};
+  return gethostname(name, sizeof(name) - 1) == 0 ? name : "unknown host";
+}
 
 HostMemory HostMemory::read(const fs::path& root) {
   HostMemory memory;

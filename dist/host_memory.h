@@ -8,6 +8,9 @@
 
 namespace tessera::dist {
 
+/// What the system calls this host.
+[[nodiscard]] std::string host_name();
+
 /// What a process may still take of its host's memory, as Linux says.
 struct HostMemory {
   static constexpr std::int64_t kUnknown = -1;

@@ -1,13 +1,13 @@
 #include "dist/mesh.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
 #include <numeric>
 #include <optional>
 
+#include "dist/host_memory.h"
 #include "kernels/error.h"
 #include "kernels/suggest.h"
 
@@ -16,11 +16,6 @@ namespace {
 
 // Longer names are cut: what counts is whether two are equal.
 constexpr std::size_t kHostNameBytes = 128;
-
-std::string host_name() {
-  char name[kHostNameBytes] = {};
-  return gethostname(name, sizeof(name) - 1) == 0 ? name : "unknown host";
-}
 
 std::optional<MeshAxis> axis_named(std::string_view word) {
   for (const MeshAxis axis : kMeshAxes) {

@@ -2,7 +2,7 @@
 
 #include <span>
 
-#include "dist/fnv1a.h"
+#include "data/hash.h"
 
 namespace tessera::dist {
 std::vector<std::pair<std::string, std::uint64_t>> parameter_hashes(Engine& engine) {
@@ -10,7 +10,7 @@ std::vector<std::pair<std::string, std::uint64_t>> parameter_hashes(Engine& engi
   const CheckpointSources sources = engine.checkpoint_sources();
   for (const auto& info : sources.model.tensors) {
     const Tensor whole = sources.model.get(info.name).contiguous();
-    Fnv1a hash;
+    data::detail::Fnv1a hash;
     hash.add({static_cast<const std::byte*>(whole.view().data),
               static_cast<std::size_t>(whole.num_elements()) * size_bytes(whole.dtype())});
     hashes.emplace_back(info.name, hash.value());
@@ -19,7 +19,7 @@ std::vector<std::pair<std::string, std::uint64_t>> parameter_hashes(Engine& engi
 }
 
 std::uint64_t parameter_hash(Engine& engine) {
-  Fnv1a all;
+  data::detail::Fnv1a all;
   for (const auto& [name, hash] : parameter_hashes(engine)) {
     all.add(std::as_bytes(std::span(name)));
     all.add(std::as_bytes(std::span(&hash, 1)));

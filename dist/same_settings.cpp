@@ -8,7 +8,7 @@
 #include <span>
 #include <utility>
 
-#include "dist/fnv1a.h"
+#include "data/hash.h"
 #include "kernels/error.h"
 
 namespace tessera::dist {
@@ -83,7 +83,7 @@ std::vector<std::string> gather_texts(const std::string& text, Communicator& gro
 void require_same_settings(const Settings& mine, Communicator& group) {
   if (group.size() == 1 || !group.moves_data()) return;
   const std::string text = to_text(mine);
-  Fnv1a hash;
+  data::detail::Fnv1a hash;
   hash.add(std::as_bytes(std::span(text)));
   const std::vector<std::int64_t> own{static_cast<std::int64_t>(hash.value())};
   std::vector<std::int64_t> hashes(static_cast<std::size_t>(group.size()));

@@ -284,11 +284,8 @@ void Zero::zero_gradients() {
   state_->phase = detail::ZeroState::Phase::kAccumulating;
 }
 
-namespace {
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-}  // namespace
-
 double Zero::global_grad_sum_of_squares(bool is_spoilt) const {
+  constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
   NamedTensors counted;
   for (std::size_t i = 0; i < state_->pieces.size(); ++i) {
     if (state_->counts(state_->piece_parameters[i])) counted.push_back(state_->pieces[i]);

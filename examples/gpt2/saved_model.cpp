@@ -34,10 +34,6 @@ std::int64_t whole_number(const std::string& text, const std::filesystem::path& 
   return value;
 }
 
-}  // namespace
-
-namespace {
-
 SavedModel load_from_hugging_face(const std::filesystem::path& folder) {
   SavedModel saved{.model = tessera::dist::load_hugging_face(folder), .tokenizer = Tokenizer::load(folder)};
   saved.seq = saved.model->context();

@@ -1,24 +1,13 @@
 #include "examples/gpt2/shared_files.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
-#include <array>
-
+#include "dist/host_memory.h"
 #include "kernels/error.h"
 
 namespace gpt2 {
 
 using namespace tessera;
-
-namespace {
-
-std::string host_name() {
-  std::array<char, 256> name{};
-  return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "an unknown host";
-}
-
-}  // namespace
 
 void require_same_everywhere(dist::Job& job, const std::string& what,
                              const std::vector<std::uint64_t>& hashes) {
@@ -30,7 +19,7 @@ void require_same_everywhere(dist::Job& job, const std::string& what,
   throw DataError(
       fmt::format("{}: what rank {} finds there, on host {}, is not what rank 0 finds; give all hosts one "
                   "shared folder, or copies of the same files",
-                  what, job.rank(), host_name()));
+                  what, job.rank(), dist::host_name()));
 }
 
 std::optional<dist::CheckpointReader> open_shared_checkpoint(dist::Job& job,
@@ -43,7 +32,7 @@ std::optional<dist::CheckpointReader> open_shared_checkpoint(dist::Job& job,
     throw DataError(
         fmt::format("--out {}: rank 0 finds a checkpoint there, and rank {} on host {} does not; ranks read "
                     "it themselves, so the folder must be on a file system that all hosts share",
-                    folder.string(), job.rank(), host_name()));
+                    folder.string(), job.rank(), dist::host_name()));
   }
   dist::CheckpointReader checkpoint(folder);
   require_same_everywhere(job, fmt::format("--out {}", folder.string()), {checkpoint.index_hash()});
