@@ -17,27 +17,12 @@
 #include "nn/nn.h"
 #include "tests/nn/check.h"
 #include "tests/nn/errors.h"
+#include "tests/nn/text_models.h"
 
 namespace tessera::nn {
 namespace {
 
 using Ids = std::vector<std::int64_t>;
-
-// Models in f64 with weights large enough that logits of different tokens lie apart: with a cache sums run in
-// another order, and the 1e-15 that this makes must not decide between two tokens.
-std::unique_ptr<LanguageModel> make_model(const std::string& sizes) {
-  std::unique_ptr<LanguageModel> model = make_language_model(sizes, 23);
-  model->to(kF64);
-  const NoGrad no_grad;
-  for (const auto& [name, parameter] : model->named_parameters()) {
-    Tensor weights = parameter;
-    if (parameter.dims() == 2) weights.copy_from(parameter.detach() * 10.0);
-  }
-  return model;
-}
-
-constexpr const char* kGpt2 = "layers=2,heads=2,width=16,context=12";
-constexpr const char* kLlama = "family=llama,layers=2,heads=4,kv_heads=2,width=16,context=12";
 
 Tensor as_batch(const Ids& ids) { return from_vector(ids, Shape{1, static_cast<std::int64_t>(ids.size())}); }
 

@@ -15,6 +15,7 @@
 #include "tests/nn/check.h"
 #include "tests/nn/errors.h"
 #include "tests/nn/sampling_values.h"
+#include "tests/nn/text_models.h"
 
 namespace tessera::nn {
 namespace {
@@ -70,21 +71,6 @@ TEST(Sampling, APenaltyWorksWithoutTemperatureToo) {
   EXPECT_EQ(sample_token(logits, {.temperature = 0.0, .repetition_penalty = 2.0}, 0.5, Ids{1}), 0);
   EXPECT_EQ(sample_token(logits, {.temperature = 0.0, .repetition_penalty = 2.0}, 0.5, Ids{1, 1, 0}), 1);
 }
-
-// As in generate_test.cpp: in f64, logits of different tokens far apart.
-std::unique_ptr<LanguageModel> make_model(const std::string& sizes) {
-  std::unique_ptr<LanguageModel> model = make_language_model(sizes, 23);
-  model->to(kF64);
-  const NoGrad no_grad;
-  for (const auto& [name, parameter] : model->named_parameters()) {
-    Tensor weights = parameter;
-    if (parameter.dims() == 2) weights.copy_from(parameter.detach() * 10.0);
-  }
-  return model;
-}
-
-constexpr const char* kGpt2 = "layers=2,heads=2,width=16,context=12";
-constexpr const char* kLlama = "family=llama,layers=2,heads=4,kv_heads=2,width=16,context=12";
 
 // Prompts of 1 to 30 tokens, beyond the context of 12; texts that slide several times.
 TEST(GenerateBatch, GivesForEachPromptWhatItGivesAlone) {
