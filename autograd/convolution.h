@@ -16,7 +16,8 @@ namespace tessera {
 /// Rows and columns. One number counts for both: {.stride = 2}.
 struct Size2 {
   std::int64_t rows = 0, columns = 0;
-  constexpr Size2(std::int64_t both) : rows(both), columns(both) {}  // NOLINT(google-explicit-constructor)
+  // NOLINTNEXTLINE(google-explicit-constructor): 3 is {3, 3}
+  constexpr Size2(std::int64_t both) : rows(both), columns(both) {}
   constexpr Size2(std::int64_t r, std::int64_t c) : rows(r), columns(c) {}
   friend bool operator==(const Size2&, const Size2&) = default;
 };

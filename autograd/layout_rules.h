@@ -51,7 +51,8 @@ class Inputs : public std::span<const Input> {
  public:
   Inputs(std::initializer_list<Input> inputs) : std::span<const Input>(inputs.begin(), inputs.size()) {}
   template <std::size_t N>
-  Inputs(const Input (&inputs)[N]) : std::span<const Input>(inputs) {}  // NOLINT(google-explicit-constructor): as {...} is
+  // NOLINTNEXTLINE(google-explicit-constructor): as {...} is
+  Inputs(const Input (&inputs)[N]) : std::span<const Input>(inputs) {}
   explicit Inputs(std::span<const Input> inputs) : std::span<const Input>(inputs) {}
 };
 

@@ -51,7 +51,7 @@ struct RankStep {
   std::vector<TapeTotal> traffic;  ///< by group and operation; times mean nothing
   kernels::OpCounts counts;        ///< of the kernels that computed
   kernels::CountsByKind counts_by_kind;
-  std::int64_t num_elements = 0;   ///< of this rank's part of the model, its data ranks' parts included
+  std::int64_t num_elements = 0;  ///< of this rank's part of the model, its data ranks' parts included
 };
 
 /// Runs one rank dry.

@@ -22,9 +22,7 @@ std::int64_t kv_width(const MultiHeadAttentionConfig& config) {
 }
 
 // [B, T, H·K] → [B, T, H, K]
-Tensor split_heads(const Tensor& x, std::int64_t head_width) {
-  return x.unflatten(2, {-1, head_width});
-}
+Tensor split_heads(const Tensor& x, std::int64_t head_width) { return x.unflatten(2, {-1, head_width}); }
 
 }  // namespace
 

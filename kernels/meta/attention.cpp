@@ -26,7 +26,13 @@ class MetaAttention final : public Attention {
   // speeds are stated; causal attention counts the visible pairs only.
   void attention(const ConstView& q, const ConstView& k, const ConstView& v, const AttentionOptions& options,
                  const View& o, const View& lse) const override {
-    Count(KernelKind::kAttention).flops(4 * products(q, k, options.causal)).reads(q).reads(k).reads(v).writes(o).writes(lse);
+    Count(KernelKind::kAttention)
+        .flops(4 * products(q, k, options.causal))
+        .reads(q)
+        .reads(k)
+        .reads(v)
+        .writes(o)
+        .writes(lse);
   }
 
   // 10·T·S·K per head: five products: q·kᵀ again, dp = do·vᵀ, dv = pᵀ·do, dq = ds·k, dk = dsᵀ·q.
