@@ -31,6 +31,7 @@
 #include "autograd/linear_algebra.h"
 #include "autograd/ops.h"
 #include "data/tokenizer.h"
+#include "data/tokenizer_hugging_face.h"
 #include "kernels/error.h"
 #include "nn/evaluation_scope.h"
 #include "nn/model_factory.h"
@@ -152,7 +153,7 @@ Round tokenize(const std::string& file) {
   constexpr std::int64_t kVocabulary = 8192;
   auto tokenizer = std::make_shared<data::Tokenizer>(
       data::Tokenizer::train(std::string_view(*text).substr(0, kLearned), kVocabulary));
-  tokenizer->save(file + ".tokenizer");  // for the peer: the same merges
+  data::save_hugging_face_tokenizer(file + ".tokenizer", *tokenizer);  // for the peer: the same merges
   return [=] { static_cast<void>(tokenizer->encode(*text)); };
 }
 

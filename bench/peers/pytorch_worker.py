@@ -153,6 +153,7 @@ def tokenize(mode, file):
     byte_of = {chr(b): b for b in printable}
     byte_of.update({chr(256 + i): b for i, b in enumerate(b for b in range(256) if b not in printable)})
     ranks = {bytes(byte_of[c] for c in token): rank for token, rank in vocabulary.items() if all(c in byte_of for c in token)}
+    # GPT-2's rules: on this text they cut as ours do, and give the same ids.
     pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
     encoding = tiktoken.Encoding("own", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
     with open(file, encoding="utf-8") as stream:
