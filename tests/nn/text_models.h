@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "autograd/arithmetic.h"
 #include "autograd/grad_mode.h"
 #include "nn/model_factory.h"
 
