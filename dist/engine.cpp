@@ -12,6 +12,7 @@
 #include "autograd/ops.h"
 #include "dist/engine_layout.h"
 #include "dist/engine_parts.h"
+#include "dist/gather_texts.h"
 #include "dist/host_memory.h"
 #include "dist/invariant.h"
 #include "dist/invariant_loss.h"

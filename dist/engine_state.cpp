@@ -14,7 +14,7 @@
 #include "dist/collectives.h"
 #include "dist/engine.h"
 #include "dist/engine_parts.h"
-#include "dist/same_settings.h"
+#include "dist/gather_texts.h"
 #include "kernels/error.h"
 #include "tensor/create.h"
 

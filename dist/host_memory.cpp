@@ -8,7 +8,7 @@
 #include <sstream>
 #include <vector>
 
-#include "dist/same_settings.h"
+#include "dist/gather_texts.h"
 #include "kernels/error.h"
 #include "kernels/readable.h"
 

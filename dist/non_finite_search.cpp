@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "dist/same_settings.h"
+#include "dist/gather_texts.h"
 #include "kernels/kernels.h"
 #include "nn/non_finite.h"
 

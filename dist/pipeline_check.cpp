@@ -52,6 +52,14 @@ class Check {
           {},
           fmt::format("there are {} ranks, {} micro-batches, {} chunks and {} lists", p_, m_, v_, lists)};
     }
+    if (!schedule_.most_live.empty() && schedule_.most_live.size() != static_cast<std::size_t>(p_)) {
+      return ScheduleFault{
+          0,
+          -1,
+          {},
+          fmt::format("most_live has {} numbers for {} ranks; leave it empty or give each rank one",
+                      schedule_.most_live.size(), p_)};
+    }
     for (int rank = 0; rank < p_; ++rank) {
       for (int i = 0; i < length(rank); ++i) {
         const Action& action = at(rank, i);

@@ -29,7 +29,7 @@ struct ScheduleFault {
 ///     send after what makes its data;
 ///  4. each Recv takes the message that is next in its channel (Schedule says which that is);
 ///  5. with sends that never wait and receives that do, every rank comes to its end;
-///  6. no rank holds more than most_live says.
+///  6. no rank holds more than most_live says, which is empty or has a number for each rank.
 ///
 /// Nothing where all of it holds. One run proves it for all speeds of ranks and links: a rank's actions have
 /// a fixed order, and a receive takes what is next in its channel whenever that comes.

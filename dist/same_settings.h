@@ -25,7 +25,4 @@ using Settings = std::map<std::string, std::string>;
 /// Example   settings differ between ranks: optimizer.params.lr is 0.001 on rank 0, 0.0001 on rank 1; ...
 void require_same_settings(const Settings& mine, Communicator& group);
 
-/// The text of every rank, by rank. A collective.
-[[nodiscard]] std::vector<std::string> gather_texts(const std::string& text, Communicator& group);
-
 }  // namespace tessera::dist

@@ -61,26 +61,46 @@ Candidates candidates(std::span<const double> original, const Sampling& sampling
   Candidates result;
   result.tokens.resize(logits.size());
   std::iota(result.tokens.begin(), result.tokens.end(), std::int64_t{0});
-  const std::size_t wanted = static_cast<std::size_t>(sampling.top_k);
-  const std::size_t count = wanted > 0 ? std::min(wanted, logits.size()) : logits.size();
-  if (count < logits.size() || sampling.top_p < 1.0) {
-    // The lower id first among equals, so that the choice does not depend on the library's sort.
-    std::ranges::partial_sort(result.tokens, result.tokens.begin() + static_cast<std::ptrdiff_t>(count),
-                              [&logit](std::int64_t a, std::int64_t b) {
-                                return logit(a) > logit(b) || (logit(a) == logit(b) && a < b);
-                              });
-    result.tokens.resize(count);
+  // The lower id first among equals, so that the choice does not depend on the library's sort.
+  const auto comes_first = [&logit](std::int64_t a, std::int64_t b) {
+    return logit(a) > logit(b) || (logit(a) == logit(b) && a < b);
+  };
+  // Sorts tokens[begin, end), which are the likeliest of those from `begin` on.
+  const auto sort_likeliest = [&](std::size_t begin, std::size_t end) {
+    const auto first = result.tokens.begin() + static_cast<std::ptrdiff_t>(begin);
+    const auto middle = result.tokens.begin() + static_cast<std::ptrdiff_t>(end);
+    std::nth_element(first, middle, result.tokens.end(), comes_first);
+    std::sort(first, middle, comes_first);
+  };
+  const auto weight = [&](std::int64_t token) {
+    return std::exp((logit(token) - *likeliest) / sampling.temperature);
+  };
+
+  std::size_t num_sorted = 0;
+  if (const auto top_k = static_cast<std::size_t>(sampling.top_k); top_k > 0 && top_k < logits.size()) {
+    sort_likeliest(0, top_k);
+    result.tokens.resize(top_k);
+    num_sorted = top_k;
   }
   for (const std::int64_t token : result.tokens) {
-    result.weights.push_back(std::exp((logit(token) - *likeliest) / sampling.temperature));
+    result.weights.push_back(weight(token));
     result.total += result.weights.back();
   }
   if (sampling.top_p < 1.0) {
+    // Mostly some dozen tokens of a large vocabulary are enough: only as many are sorted as are looked at.
+    constexpr std::size_t kFirst = 64;
     double sum = 0.0;
     std::size_t kept = 0;
-    while (kept < result.weights.size() && sum < sampling.top_p * result.total) sum += result.weights[kept++];
+    result.weights.clear();
+    for (; kept < result.tokens.size() && sum < sampling.top_p * result.total; ++kept) {
+      if (kept == num_sorted) {
+        num_sorted = std::min(std::max(kFirst, 4 * num_sorted), result.tokens.size());
+        sort_likeliest(kept, num_sorted);
+      }
+      result.weights.push_back(weight(result.tokens[kept]));
+      sum += result.weights.back();
+    }
     result.tokens.resize(kept);
-    result.weights.resize(kept);
     result.total = sum;
   }
   return result;

@@ -25,7 +25,7 @@ struct DynamicLossScale {
   bool consecutive_hysteresis = false;  ///< every step without overflow refills the hysteresis
 };
 
-/// The scale of the loss, and what overflows do to it. As DeepSpeed 0.18.3's DynamicLossScaler, exactly:
+/// The scale of the loss, and what overflows do to it. As DeepSpeed 0.19.8's DynamicLossScaler, exactly:
 ///
 ///   overflow      If more than one overflow is left in the hysteresis, one is used up. Otherwise the scale
 ///                 is halved, not below the minimum. Counting of steps without overflow starts again.

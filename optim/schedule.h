@@ -12,7 +12,7 @@
 // `step` counts the updates done before this one: 0 for the first. The five schedules of DeepSpeed have its
 // parameter names, its defaults, and the values that its engine gives to the same update (its scheduler is
 // one call behind the optimizer: update `step` runs at last_batch_iteration = step - 1). Checked against
-// DeepSpeed 0.18.3.
+// DeepSpeed 0.19.8.
 
 #include <cstdint>
 #include <map>

@@ -516,6 +516,8 @@ const Mutant kMutants[] = {
          move_before(s, 1, action, recv_gradient(0));
      },
      1, Action::forward(2), "activations of 3 micro-batches are alive after it; the schedule promises 2"},
+    {"PromisesMemoryForOtherRanksThanItHas", "1f1b", [](Schedule& s) { s.most_live.pop_back(); }, 0, Action{},
+     "most_live has 2 numbers for 3 ranks"},
     {"NamesAMicroBatchThatIsNotThere", "gpipe", [](Schedule& s) { rank(s, 1).push_back(Action::forward(6)); },
      1, Action::forward(6), "micro-batches are 0 to 5"},
     {"NamesAChunkThatIsNotThere", "gpipe", [](Schedule& s) { rank(s, 1).push_back(Action::forward(0, 1)); },

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -63,6 +64,32 @@ TEST(Sampling, TopPKeepsTheFewestThatReachItAndAlwaysOne) {
   EXPECT_NEAR(token_probabilities(logits, {.top_p = 0.8})[2], 0.125 / 0.875, 1e-15)
       << "the lower id of equals";
   EXPECT_EQ(token_probabilities(logits, {.top_p = 0.8})[3], 0.0);
+}
+
+// Of a large vocabulary only a part is sorted, in steps: the same tokens as by sorting all of it.
+TEST(Sampling, TopPOfALargeVocabularyIsThatOfAFullSort) {
+  constexpr std::size_t kVocabulary = 3001;
+  for (const double temperature : {0.3, 1.0, 20.0}) {
+    std::vector<double> logits;  // many are equal
+    for (std::size_t i = 0; i < kVocabulary; ++i)
+      logits.push_back(static_cast<double>((i * 7919) % 1009) / 1009 * 8);
+    std::vector<std::size_t> order(kVocabulary);
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::ranges::stable_sort(order, [&](std::size_t a, std::size_t b) { return logits[a] > logits[b]; });
+    double total = 0.0;
+    for (const double logit : logits) total += std::exp(logit / temperature);
+    for (const double top_p : {0.001, 0.02, 0.1, 0.25, 0.5, 0.9, 0.999}) {
+      SCOPED_TRACE(testing::Message() << "temperature " << temperature << ", top_p " << top_p);
+      const auto got = token_probabilities(logits, {.temperature = temperature, .top_p = top_p});
+      double sum = 0.0;
+      std::size_t num_kept = 0;
+      for (; sum < top_p * total; ++num_kept) sum += std::exp(logits[order[num_kept]] / temperature);
+      for (std::size_t i = 0; i < kVocabulary; ++i) {
+        const double expected = i < num_kept ? std::exp(logits[order[i]] / temperature) / sum : 0.0;
+        ASSERT_NEAR(got[order[i]], expected, 1e-14) << "place " << i << " of " << num_kept;
+      }
+    }
+  }
 }
 
 TEST(Sampling, APenaltyWorksWithoutTemperatureToo) {
