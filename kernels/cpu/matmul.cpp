@@ -7,12 +7,17 @@
 
 #include "kernels/context.h"
 #include "kernels/cpu/onednn_matmul.h"
+#include "kernels/cpu/vector/few_rows.h"
 #include "kernels/cpu/vector/gemm.h"
 
 namespace tessera::kernels {
 namespace {
 
-using Gemm = void (*)(const GemmProblem&);
+/// The own loops of one instruction set.
+struct Loops {
+  void (*gemm)(const GemmProblem&);
+  bool (*few_rows)(const GemmProblem&);
+};
 
 /// One dimension of the batch.
 struct BatchDim {
@@ -107,35 +112,36 @@ bool run_onednn(const GemmProblem& p, int dim, std::int64_t a, std::int64_t b, s
 
 class CpuMatmul final : public Matmul {
  public:
-  explicit CpuMatmul(Gemm gemm) : gemm_(gemm) {}
+  explicit CpuMatmul(const Loops& loops) : loops_(loops) {}
 
   void matmul(const ConstView& a, const ConstView& b, const View& c, const Options& options) const override {
     assert(a.dims == c.dims && b.dims == c.dims && c.dims >= 2 && a.dtype == b.dtype);
     if (c.num_elements() == 0) return;
     const GemmProblem p = describe(a, b, c, options);
+    if (!kernel_context().invariant_products && loops_.few_rows(p)) return;
     // Whether oneDNN takes a product depends on strides, not on data: it refuses the first of a batch or
     // none.
     if (prefer_onednn(p) && run_onednn(p, 0, 0, 0, 0)) return;
-    gemm_(p);
+    loops_.gemm(p);
   }
 
  private:
-  Gemm gemm_;
+  Loops loops_;
 };
 
 }  // namespace
 
 const Matmul& matmul(InstructionSet set) {
 #ifdef TESSERA_HAS_AVX2
-  static const CpuMatmul with_avx2(avx2::gemm);
+  static const CpuMatmul with_avx2({avx2::gemm, avx2::few_rows});
   if (set == InstructionSet::kAvx2) return with_avx2;
 #endif
 #ifdef TESSERA_HAS_AVX512
-  static const CpuMatmul with_avx512(avx512::gemm);
+  static const CpuMatmul with_avx512({avx512::gemm, avx512::few_rows});
   if (set == InstructionSet::kAvx512) return with_avx512;
 #endif
   (void)set;
-  static const CpuMatmul with_baseline(baseline::gemm);
+  static const CpuMatmul with_baseline({baseline::gemm, baseline::few_rows});
   return with_baseline;
 }
 

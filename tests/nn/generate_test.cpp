@@ -86,6 +86,44 @@ TEST(Generate, CachedLogitsEqualThoseOfAWholePassHoweverTheTokensCome) {
   }
 }
 
+// In f32 and bf16 the few rows of new tokens go through other loops than the prompt's many.
+TEST(Generate, CachedLogitsOfShortFloatsAreAsNearToF64AsThoseOfAWholePass) {
+  for (const char* sizes : {"layers=2,heads=2,width=64,context=32",
+                            "family=llama,layers=2,heads=4,kv_heads=2,width=64,context=32"}) {
+    const auto exact = make_model(sizes);
+    for (const DType dtype : {kF32, kBF16}) {
+      const auto model = make_model(sizes);
+      model->to(dtype);
+      exact->to(dtype);  // the same rounded weights
+      exact->to(kF64);
+      const NoGrad no_grad;
+      for (LanguageModel* each : {model.get(), exact.get()}) each->eval();
+      std::vector<std::int64_t> ids;
+      for (std::int64_t i = 0; i < 3 * 24; ++i) ids.push_back(i * i % 23);
+      const Tensor texts = from_vector(ids, Shape{3, 24});
+      const Tensor expected = exact->logits(texts);
+      const double largest = max(abs(expected)).item();
+      ASSERT_GT(largest, 1.0);
+      // Between an id and its logits stand some ten products of at most 256 terms. Each rounds its result once
+      // and, in f32, each of its sums; of 256 roundings, whose signs differ, √256 are left.
+      const double tolerance = 10 * (dtype == kF32 ? 16 * 0x1p-24 : 0x1p-8) * largest;
+      const auto far = [&](const Tensor& got, const Tensor& wanted) {
+        return difference(got, wanted, tolerance);
+      };
+      EXPECT_EQ("", far(model->logits(texts).to(kF64), expected)) << sizes << ", whole";
+      KvCache cache = model->make_cache();
+      std::int64_t begin = 0;
+      for (const std::int64_t size : {17, 1, 1, 2, 1, 1, 1}) {  // of three texts: 51, 3 and 6 rows
+        const std::int64_t end = begin + size;
+        EXPECT_EQ("", far(model->logits(texts.slice(1, begin, end), &cache).to(kF64),
+                          expected.slice(1, begin, end)))
+            << sizes << ", " << name(dtype) << " from " << begin;
+        begin = end;
+      }
+    }
+  }
+}
+
 // Once 12 positions are full, the later half of them, the new token last, is read as a new beginning.
 TEST(Generate, BeyondTheContextReadsTheLaterHalfAgain) {
   const auto model = make_model(kGpt2);

@@ -4,6 +4,7 @@
 // whose order must be the same wherever a row lies in memory, and register-blocked products.
 
 #include <cstdint>
+#include <utility>
 
 #include "kernels/dtype.h"
 
@@ -133,15 +134,20 @@ TESSERA_INLINE void store(Lanes<float> v, Out* y, FirstLanes lanes) {
 }
 TESSERA_INLINE void store(Lanes<double> v, double* y, FirstLanes lanes) { store_first<double>(v, y, lanes); }
 
+/// v + (v moved down by Half lanes): what comes round from below stands in lanes that nobody reads.
+template <int Half, class Vector, int... Lane>
+TESSERA_INLINE Vector add_upper(Vector v, std::integer_sequence<int, Lane...>) {
+  return v + __builtin_shufflevector(v, v, (Lane + Half) % static_cast<int>(sizeof...(Lane))...);
+}
+
 /// Sum over the lanes, in the order of a binary tree.
 template <class T>
 TESSERA_INLINE T sum_of_lanes(Lanes<T> v) {
-  T values[kLanes<T>];
-  store(v, values, AllLanes{});
-  for (int half = kLanes<T> / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) values[i] += values[i + half];
-  }
-  return values[0];
+  constexpr std::make_integer_sequence<int, kLanes<T>> kEach{};
+  if constexpr (kLanes < T >> 8) v = add_upper<8>(v, kEach);
+  if constexpr (kLanes < T >> 4) v = add_upper<4>(v, kEach);
+  if constexpr (kLanes < T >> 2) v = add_upper<2>(v, kEach);
+  return add_upper<1>(v, kEach)[0];
 }
 
 /// Calls step(i, lanes) for i = 0, kLanes, 2·kLanes, ... below n; only the last call may get FirstLanes.
