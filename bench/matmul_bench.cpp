@@ -41,7 +41,8 @@ void shapes(benchmark::internal::Benchmark* benchmark) {
   benchmark->Args({1024, 768, 3072});  // down
   benchmark->Args({1024, 8192, 768});  // a part of the language-model head
   benchmark->Args({2048, 512, 128});   // a character model
-  for (const std::int64_t m : {1, 4, 8}) benchmark->Args({m, 50257, 768});  // the head, for so many new tokens
+  for (const std::int64_t m : {1, 4, 8})
+    benchmark->Args({m, 50257, 768});  // the head, for so many new tokens
   for (const std::int64_t n : {8, 16, 32, 64, 128}) benchmark->Args({n, n, n});
 }
 
