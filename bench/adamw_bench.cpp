@@ -8,6 +8,7 @@
 // the update writes only what it has read. Bytes of a step, for each element:
 //   f32    reads p, g, m, v, writes p, m, v                                     28
 //   bf16   the same with the f32 master for p, and writes the rounded p         30
+//   bf16_state   reads p in two halves, g, m, v, writes all but g: 2 bytes each, g 4      20
 //
 // Peaks at 2.8 GB of memory. Expected: the updates within a tenth of the loop y ← y + s·x.
 
@@ -60,11 +61,12 @@ NamedTensors gpt2_small_parameters(DType dtype) {
   return parameters;
 }
 
-void adamw_step(benchmark::State& state, DType dtype, int bytes_per_element) {
+void adamw_step(benchmark::State& state, DType dtype, int bytes_per_element, DType state_dtype = kF32) {
   const NamedTensors parameters = gpt2_small_parameters(dtype);
   std::int64_t elements = 0;
   for (const auto& [name, p] : parameters) elements += p.num_elements();
-  optim::AdamW optimizer(parameters, {.lr = 6e-4, .beta2 = 0.95, .weight_decay = 0.1},
+  optim::AdamW optimizer(parameters,
+                         {.lr = 6e-4, .beta2 = 0.95, .weight_decay = 0.1, .state_dtype = state_dtype},
                          optim::no_decay_for_biases_and_norms());
   optimizer.step();  // warm-up; also touches every page
   for (auto _ : state) optimizer.step({.grad_scale = 0.5});
@@ -148,6 +150,8 @@ int main(int argc, char** argv) {
   tessera::add("stream_update", tessera::stream_update);
   tessera::add("adamw_f32", [](benchmark::State& s) { tessera::adamw_step(s, tessera::kF32, 28); });
   tessera::add("adamw_bf16", [](benchmark::State& s) { tessera::adamw_step(s, tessera::kBF16, 30); });
+  tessera::add("adamw_bf16_state",
+               [](benchmark::State& s) { tessera::adamw_step(s, tessera::kBF16, 20, tessera::kBF16); });
   tessera::BandwidthReporter reporter;
   benchmark::RunSpecifiedBenchmarks(&reporter);
   reporter.compare();

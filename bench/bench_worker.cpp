@@ -3,7 +3,8 @@
 //   bench_worker WORKLOAD THREADS      reads lines from stdin; for each "go" runs the workload once and
 //                                      writes its seconds; at the end of the input, "peak BYTES" of memory
 //
-//   train MODEL DTYPE BxT      a step: forward, backward, clipping, AdamW; MODEL is gpt2 or char
+//   train MODEL DTYPE BxT      a step: forward, backward, clipping, AdamW; MODEL is gpt2 or char; DTYPE may be
+//                              bf16state, too: bf16, and so AdamW's state
 //   forward MODEL DTYPE BxT    logits and loss without gradients
 //   generate MODEL DTYPE B     32 greedy tokens for each of B prompts of 32, with a cache of keys and values
 //   adamw                      one update of 124M parameters
@@ -87,11 +88,13 @@ Tensor tokens(const Shape2& shape, std::int64_t vocabulary, std::int64_t offset)
   return from_vector(ids, Shape{shape.batch, shape.time});
 }
 
-Round train(const std::string& name, DType dtype, const Shape2& shape) {
-  auto made = std::make_shared<Model>(make_model(name, dtype));
-  auto optimizer = std::make_shared<optim::AdamW>(made->model->named_parameters(),
-                                                  optim::AdamConfig{.lr = 1e-4, .weight_decay = 0.1},
-                                                  optim::no_decay_for_biases_and_norms());
+Round train(const std::string& name, const std::string& types, const Shape2& shape) {
+  const bool bf16_state = types == "bf16state";
+  auto made = std::make_shared<Model>(make_model(name, parse_dtype(bf16_state ? "bf16" : types)));
+  auto optimizer = std::make_shared<optim::AdamW>(
+      made->model->named_parameters(),
+      optim::AdamConfig{.lr = 1e-4, .weight_decay = 0.1, .state_dtype = bf16_state ? kBF16 : kF32},
+      optim::no_decay_for_biases_and_norms());
   const Tensor ids = tokens(shape, made->vocabulary, 0), targets = tokens(shape, made->vocabulary, 7919);
   return [=] {
     made->model->loss(ids, targets).backward();
@@ -196,7 +199,7 @@ Round round_of(const std::vector<std::string>& words) {
     return words[i];
   };
   const std::string kind = word(0);
-  if (kind == "train") return train(word(1), parse_dtype(word(2)), parse_shape(word(3)));
+  if (kind == "train") return train(word(1), word(2), parse_shape(word(3)));
   if (kind == "forward") return forward(word(1), parse_dtype(word(2)), parse_shape(word(3)));
   if (kind == "generate") return generate(word(1), parse_dtype(word(2)), std::stoll(word(3)));
   if (kind == "adamw") return adamw();

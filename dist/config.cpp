@@ -29,6 +29,7 @@ void read_precision(ConfigFile& file, Config& config) {
   if (use_bf16 && use_fp16) throw ConfigError("config: bf16.enabled and fp16.enabled exclude each other");
   if (use_bf16) config.dtype = kBF16;
   if (use_fp16) config.dtype = kF16;
+  if (bf16.boolean("bf16_optimizer_states").value_or(false)) config.optimizer.state_dtype = kBF16;
   Config::Fp16& scaling = config.fp16;
   scaling.loss_scale = fp16.number("loss_scale").value_or(scaling.loss_scale);
   scaling.initial_scale_power = fp16.integer("initial_scale_power").value_or(scaling.initial_scale_power);

@@ -69,6 +69,9 @@ struct Config {
     std::int64_t ns_steps = 5;                     ///< of Muon: Newton-Schulz steps
     /// Of Muon, how long a matrix's step is beside lr: original, match_rms_adamw or spectral_unclamped
     std::string adjust_lr_fn = "original";
+    /// Of Adam and AdamW: kBF16 keeps the state of bf16 parameters in 16-bit numbers
+    /// (bf16.bf16_optimizer_states).
+    DType state_dtype = kF32;
   } optimizer;
 
   struct Scheduler {
@@ -154,7 +157,7 @@ struct Config {
 /// flags or a program changed after a file was read is looked at as well.
 ///
 /// Errors    ConfigError: hpZ with MiCS, or one of them at a stage that does not cut parameters; how blocks
-///           run again, where none do.
+///           run again, where none do; bf16 state of parameters that are not bf16, or of an optimizer without.
 void check(const Config& config);
 
 /// The mesh for this many ranks: dp is filled up where it was not given.

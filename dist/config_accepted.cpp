@@ -61,7 +61,6 @@ constexpr auto kKeys = std::to_array<AcceptedKey>({
     {"bf16", "check_grad_overflow", "false",
      "bf16 has fp32's range; false works, or fp16 with its loss scale"},
     {"bf16", "bf16_master_weights_and_grads", "false", "masters and sums of gradients are fp32; false works"},
-    {"bf16", "bf16_optimizer_states", "false", "the optimizer's state is fp32; false works"},
     {"fp16", "auto_cast", "false", "inputs are token ids, which are never cast; false works"},
     {"fp16", "consecutive_hysteresis", "false", "not supported: hysteresis is refilled when the scale grows"},
     {"fp16", "fp16_master_weights_and_grads", "false", "masters and sums of gradients are fp32; false works"},

@@ -38,11 +38,28 @@ void check_recompute(const Config::Recompute& recompute) {
                   asks, recompute.mode == Mode::kNone ? "none" : "selective"));
 }
 
+void check_bf16_state(const Config& config) {
+  if (config.optimizer.state_dtype != kBF16) return;
+  const std::string& type = config.optimizer.type;
+  if (type != "AdamW" && type != "Adam") {
+    throw ConfigError(
+        fmt::format("config: bf16.bf16_optimizer_states is true, but {} has no state in bf16; AdamW and Adam "
+                    "have, or leave it out",
+                    type));
+  }
+  if (config.dtype == kBF16) return;
+  throw ConfigError(
+      fmt::format("config: bf16.bf16_optimizer_states is true, but it is for bf16 parameters, and they are "
+                  "{}; \"bf16\": {{\"enabled\": true}} works, or leave it out",
+                  name(config.dtype)));
+}
+
 }  // namespace
 
 void check(const Config& config) {
   check_shard_groups(config.zero);
   check_recompute(config.recompute);
+  check_bf16_state(config);
 }
 
 }  // namespace tessera::dist

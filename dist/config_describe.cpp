@@ -31,6 +31,7 @@ std::string describe_precision(const Config& config) {
   const std::string wide = config.dtype == kF64 ? "f64" : "f32";
   std::string text = fmt::format("{} parameters and activations; {} gradients", name(config.dtype), wide);
   if (config.dtype == kF16 || config.dtype == kBF16) text += " and masters";
+  if (config.optimizer.state_dtype == kBF16) text += "; bf16 moments";
   if (config.dtype != kF16) return text;
   if (config.fp16.loss_scale > 0) return text + fmt::format("; loss scale {}", config.fp16.loss_scale);
   return text + fmt::format("; dynamic loss scale from 2^{}", config.fp16.initial_scale_power);

@@ -77,6 +77,7 @@ Settings settings_of(const Config& config) {
   for (const auto& [key, value] : config.scheduler.params) add("scheduler.params." + key, value);
   add("dtype", name(config.dtype));
   add("numerics", config.numerics == Config::Numerics::kInvariant ? "invariant" : "fast");
+  add("bf16.bf16_optimizer_states", config.optimizer.state_dtype == kBF16);
   add("fp16.loss_scale", config.fp16.loss_scale);
   add("fp16.initial_scale_power", config.fp16.initial_scale_power);
   add("fp16.loss_scale_window", config.fp16.loss_scale_window);

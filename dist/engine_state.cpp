@@ -95,7 +95,7 @@ Tensor Engine::from_holder(const std::string& parameter, DType dtype, const Shap
 // What the optimizer keeps of every parameter. Each rank knows of its own stages' parameters.
 std::vector<Engine::StateEntry> Engine::optimizer_entries() const {
   std::vector<StateEntry> own;
-  for (const auto& [name, tensor] : parts_->optimizer->state()) own.push_back({name, tensor.dtype()});
+  for (const auto& [name, dtype, get] : parts_->optimizer->state_entries()) own.push_back({name, dtype});
   if (parts_->pipeline == nullptr) return own;
   std::string text;
   for (const auto& [name, dtype] : own) text += fmt::format("{}:{}\n", static_cast<int>(dtype), name);
@@ -139,11 +139,15 @@ CheckpointSources Engine::checkpoint_sources() {
     sources.optimizer.tensors.push_back({name, dtype, shape});
     dtypes[name] = dtype;
   }
-  sources.optimizer.get = [this, state = parts_->optimizer->state(), dtypes](const std::string& name) {
+  // One at a time: masters may be made for the occasion.
+  sources.optimizer.get = [this, entries = parts_->optimizer->state_entries(),
+                           dtypes](const std::string& name) {
     const std::string parameter = parameter_of(name);
     const Shape shape = is_step_count(name) ? Shape{} : parts_->laid_out.placement(parameter).whole_shape;
     return from_holder(parameter, dtypes.at(name), shape, [&] {
-      const Tensor own = named(state, name, "optimizer");
+      const auto entry = std::ranges::find(entries, name, &optim::Optimizer::StateEntry::name);
+      if (entry == entries.end()) throw DataError(fmt::format("checkpoint: the optimizer has no '{}'", name));
+      const Tensor own = entry->get();
       return is_step_count(name) ? own : parts_->zero->whole(parameter, own);
     });
   };
@@ -172,7 +176,14 @@ void Engine::load(const CheckpointReader& checkpoint) {
                                         : parts_->zero->piece(parameter_of(entry.name), whole));
   }
   parts_->optimizer->load_state(pieces);
-  load_parts([&](const std::string& name) { return checkpoint.model().read(name); });
+  // Of bf16 state the weights are halves of the masters, in whatever way those of the saved run were rounded.
+  const bool has_halves = config_.optimizer.state_dtype == kBF16;
+  load_parts([&](const std::string& name) {
+    const std::string master = name + "/master";
+    return has_halves && checkpoint.optimizer().contains(master)
+               ? optim::bf16_weight_of(checkpoint.optimizer().read(master))
+               : checkpoint.model().read(name);
+  });
   parts_->scaler = scaler;
   steps_skipped_ = skipped;
   steps_done_ = checkpoint.step();

@@ -73,14 +73,19 @@ std::unique_ptr<optim::Optimizer> make_optimizer(const Config::Optimizer& c, con
     muon.epsilon = c.epsilon;
     return std::make_unique<optim::Muon>(pieces, muon, groups, exchange == nullptr ? nullptr : asked);
   }
-  const optim::AdamConfig adam{
-      .lr = c.lr, .beta1 = c.beta1, .beta2 = c.beta2, .epsilon = c.epsilon, .weight_decay = c.weight_decay};
+  const optim::AdamConfig adam{.lr = c.lr,
+                               .beta1 = c.beta1,
+                               .beta2 = c.beta2,
+                               .epsilon = c.epsilon,
+                               .weight_decay = c.weight_decay,
+                               .state_dtype = c.state_dtype};
   if (c.decoupled_decay) return std::make_unique<optim::AdamW>(pieces, adam, groups);
   return std::make_unique<optim::Adam>(pieces, adam, groups);
 }
 
 std::int64_t optimizer_bytes_per_element(const Config::Optimizer& config, DType dtype) {
-  const auto state = static_cast<std::int64_t>(size_bytes(accumulation_dtype(dtype)));
+  const bool is_bf16 = config.state_dtype == kBF16;  // the low half of the master, too
+  const auto state = static_cast<std::int64_t>(size_bytes(is_bf16 ? kBF16 : accumulation_dtype(dtype)));
   const bool one = config.type == "Adagrad" || config.type == "Lion";
   const std::int64_t moments = config.type == "SGD" ? (config.momentum != 0.0 ? 1 : 0) : one ? 1 : 2;
   const std::int64_t masters = size_bytes(dtype) == 2 ? 1 : 0;

@@ -291,18 +291,25 @@ struct LambSquares {
 /// updated in place; `grad` may be f32, f64, bf16 or f16; `moment1`, `moment2` have the parameter's dtype
 /// (SGD and Lion use moment1 alone, SGD none if its momentum is 0, and Adagrad has its sum of squares there);
 /// `low_precision` gets the rounded copy, or has null data.
+///
+/// Adam also takes state in 16-bit numbers (kernels/bf16_state.h): then `parameter`, `moment1` and `moment2` are
+/// bf16, `master_low` has the low halves of the f32 masters, two bytes for each element (u8, [2 · elements]),
+/// and there is no `low_precision`: the parameter itself is the rounded copy.
 struct UpdateItem {
   View parameter;
   ConstView grad;
   View moment1;
   View moment2;
   View low_precision;
+  View master_low{};
 };
 
 /// Updates of many tensors in one pass over memory.
 class Updates {
  public:
   virtual ~Updates() = default;
+  /// An update of 16-bit state is that of f32 state, with the new moments rounded at random (UpdateNoise of
+  /// options.step). The step itself uses them as they are before.
   virtual void adam(std::span<const UpdateItem> items, const AdamOptions& options) const = 0;
   virtual void sgd(std::span<const UpdateItem> items, const SgdOptions& options) const = 0;
   /// With g = grad_scale · grad + weight_decay · p:  s ← s + g²,  p ← p − lr g / (√s + ε).
@@ -319,6 +326,11 @@ class Updates {
   /// costs no memory.
   virtual void lamb(std::span<const UpdateItem> items, const AdamOptions& options,
                     std::span<const double> trust) const = 0;
+
+  /// f32 masters into the halves of kernels/bf16_state.h, and back. Views contiguous: f32 `master` and bf16
+  /// `high` of equal size, u8 `low` of twice as many.
+  virtual void split_masters(const ConstView& master, const View& high, const View& low) const = 0;
+  virtual void join_masters(const ConstView& high, const ConstView& low, const View& master) const = 0;
 };
 
 /// All families of one device.

@@ -23,7 +23,11 @@ void check_settings(const char* type, const kernels::AdamOptions& options) {
 
 Adam::Adam(const char* type, bool decoupled, const NamedTensors& parameters, const AdamConfig& config,
            std::vector<ParameterGroup> groups)
-    : Optimizer(type, config.lr, parameters, std::move(groups)) {
+    : Optimizer(type, config.lr, parameters, std::move(groups)), state_dtype_(config.state_dtype) {
+  if (state_dtype_ != kF32 && state_dtype_ != kBF16) {
+    throw ConfigError(fmt::format("{}: state_dtype must be f32 (f64 of f64 parameters) or bf16, got {}", type,
+                                  name(state_dtype_)));
+  }
   const double default_decay = config.weight_decay.value_or(decoupled ? 0.01 : 0.0);
   for (const ParameterGroup& group : this->groups()) {
     if (group.momentum) {
@@ -36,7 +40,9 @@ Adam::Adam(const char* type, bool decoupled, const NamedTensors& parameters, con
                         .decoupled = decoupled});
     check_settings(type, options_.back());
   }
-  allocate_state([](std::size_t) { return MomentNames{"moment1", "moment2"}; });
+  const MomentNames moments{"moment1", "moment2"};
+  if (state_dtype_ == kBF16) return allocate_bf16_state(moments);
+  allocate_state([&moments](std::size_t) { return moments; });
 }
 
 void Adam::set_momentum(double momentum) {
@@ -58,8 +64,8 @@ void Adam::update_all(std::span<const Update> updates, double grad_scale) {
 
 std::string Adam::describe_settings(std::size_t group) const {
   const kernels::AdamOptions& options = options_[group];
-  return fmt::format("weight_decay {}, betas {} {}, epsilon {}", options.weight_decay, options.beta1,
-                     options.beta2, options.epsilon);
+  return fmt::format("weight_decay {}, betas {} {}, epsilon {}{}", options.weight_decay, options.beta1,
+                     options.beta2, options.epsilon, state_dtype_ == kBF16 ? ", bf16 state" : "");
 }
 
 }  // namespace tessera::optim

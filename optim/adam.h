@@ -10,6 +10,10 @@ struct AdamConfig {
   double beta2 = 0.999;
   double epsilon = 1e-8;
   std::optional<double> weight_decay = std::nullopt;  ///< default, as PyTorch's: 0 for Adam, 0.01 for AdamW
+  /// kBF16, for bf16 parameters alone: 6 bytes of state an element instead of 12. Masters are the same f32
+  /// numbers, of which the parameter is the high half; moments are bf16, rounded at random so that changes
+  /// below their resolution add up (docs/decisions/0014-bf16-optimizer-state.md).
+  DType state_dtype = kF32;
 };
 
 /// Adam (Kingma & Ba, 2015), with g = grad_scale · grad + weight_decay · p:
@@ -18,7 +22,7 @@ struct AdamConfig {
 ///   p ← p − lr · m/(1 − β₁ᵗ) / (√(v/(1 − β₂ᵗ)) + ε)
 ///
 /// Memory    Two moments in f32 (f64) for each parameter, and a master for each 16-bit one: 8 or 12 bytes an
-///           element.
+///           element. With AdamConfig::state_dtype kBF16 two moments in bf16 and half of a master: 6 bytes.
 /// Example   optim::Adam optimizer({w, b}, {.lr = 1e-3});
 class Adam : public Optimizer {
  public:
@@ -40,6 +44,7 @@ class Adam : public Optimizer {
   [[nodiscard]] std::string describe_settings(std::size_t group) const override;
 
   std::vector<kernels::AdamOptions> options_;  // by group
+  DType state_dtype_;
 };
 
 /// AdamW (Loshchilov & Hutter, 2019): the decay is not part of the gradient but shrinks the parameter by

@@ -105,13 +105,31 @@ void Optimizer::allocate_state(const std::function<MomentNames(std::size_t param
   }
 }
 
+void Optimizer::allocate_bf16_state(const MomentNames& moments) {
+  for (const auto& [name, parameter] : parameters_) {
+    if (parameter.dtype() == kBF16) continue;
+    throw DTypeError(
+        fmt::format("{}: state_dtype bf16 is for bf16 parameters, and {} is {}; convert the model, or leave "
+                    "state_dtype out",
+                    type_, name, describe(parameter)));
+  }
+  state_is_bf16_ = true;
+  allocate_state([&moments](std::size_t) { return moments; });
+}
+
 void Optimizer::allocate(std::size_t index) {
   Slot& slot = slots_[index];
   if (slot.allocated) return;
   const Tensor& parameter = parameters_[index].second;
   const CategoryScope category(MemoryCategory::kOptimizerState);
-  const TensorOptions options{.dtype = accumulation_dtype(parameter.dtype()), .device = parameter.device()};
-  if (is_16_bit(parameter.dtype())) slot.master = empty(parameter.shape(), options);
+  TensorOptions options{.dtype = accumulation_dtype(parameter.dtype()), .device = parameter.device()};
+  if (state_is_bf16_) {
+    options.dtype = kU8;
+    slot.master_low = empty({2 * parameter.num_elements()}, options);
+    options.dtype = kBF16;
+  } else if (is_16_bit(parameter.dtype())) {
+    slot.master = empty(parameter.shape(), options);
+  }
   for (std::size_t m = 0; m < slot.moment_names.size(); ++m) {
     slot.moments[m] = full(parameter.shape(), initial_moment_, options);
   }
@@ -121,9 +139,34 @@ void Optimizer::allocate(std::size_t index) {
 // Not at construction: weights are often loaded between the two.
 void Optimizer::make_master_current(std::size_t index) {
   Slot& slot = slots_[index];
-  if (slot.master_is_current || !slot.master.defined()) return;
-  slot.master.copy_from(parameters_[index].second);
+  if (slot.master_is_current) return;
+  if (slot.master_low.defined()) slot.master_low.zero();
+  if (slot.master.defined()) slot.master.copy_from(parameters_[index].second);
   slot.master_is_current = true;
+}
+
+// Undefined for f32 and f64 parameters.
+Tensor Optimizer::master_of(std::size_t index) {
+  make_master_current(index);
+  const Slot& slot = slots_[index];
+  if (!slot.master_low.defined()) return slot.master;
+  const CategoryScope category(MemoryCategory::kWorkspace);
+  const Tensor& parameter = parameters_[index].second;
+  Tensor master = empty(parameter.shape(), {.dtype = kF32, .device = parameter.device()});
+  kernels::of(parameter.device().type)
+      .updates.join_masters(parameter.view(), slot.master_low.view(), master.mutable_view());
+  return master;
+}
+
+void Optimizer::set_master(std::size_t index, const Tensor& master) {
+  Slot& slot = slots_[index];
+  if (!slot.master_low.defined()) return slot.master.copy_from(master);
+  Tensor& parameter = parameters_[index].second;
+  const CategoryScope category(MemoryCategory::kWorkspace);
+  Tensor on_device = empty(parameter.shape(), {.dtype = kF32, .device = parameter.device()});
+  on_device.copy_from(master);
+  kernels::of(parameter.device().type)
+      .updates.split_masters(on_device.view(), parameter.mutable_view(), slot.master_low.mutable_view());
 }
 
 void Optimizer::step(const StepOptions& options) {
@@ -154,6 +197,7 @@ void Optimizer::step(const StepOptions& options) {
     item.grad = grads[i].view();
     item.parameter = slot.master.defined() ? slot.master.mutable_view() : parameter.mutable_view();
     if (slot.master.defined()) item.low_precision = parameter.mutable_view();
+    if (slot.master_low.defined()) item.master_low = slot.master_low.mutable_view();
     if (slot.moments[0].defined()) item.moment1 = slot.moments[0].mutable_view();
     if (slot.moments[1].defined()) item.moment2 = slot.moments[1].mutable_view();
     updates.push_back(std::move(update));
@@ -221,28 +265,42 @@ void Optimizer::set_lr(double lr) {
 }
 
 NamedTensors Optimizer::state() {
-  const NoGrad no_grad;
   NamedTensors state;
+  for (const StateEntry& entry : state_entries()) state.emplace_back(entry.name, entry.get());
+  return state;
+}
+
+std::vector<Optimizer::StateEntry> Optimizer::state_entries() {
+  const NoGrad no_grad;
+  std::vector<StateEntry> entries;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     const Slot& slot = slots_[i];
     if (!slot.allocated) continue;
     make_master_current(i);
     const std::string& name = parameters_[i].first;
-    state.emplace_back(name + "/step",
-                       scalar(static_cast<double>(slot.step), {.dtype = kI64, .device = cpu}));
-    if (slot.master.defined()) state.emplace_back(name + "/master", slot.master);
+    entries.push_back({name + "/step", kI64, [this, i] {
+                         return scalar(static_cast<double>(slots_[i].step), {.dtype = kI64, .device = cpu});
+                       }});
+    if (slot.master.defined() || slot.master_low.defined()) {
+      entries.push_back({name + "/master", kF32, [this, i] {
+                           const NoGrad without_graph;
+                           return master_of(i);
+                         }});
+    }
     const MomentNames& moments = slot.moment_names;
     for (std::size_t m = 0; m < moments.size(); ++m) {
-      state.emplace_back(fmt::format("{}/{}", name, moments[m]), slot.moments[m]);
+      entries.push_back({fmt::format("{}/{}", name, moments[m]), slot.moments[m].dtype(),
+                         [this, i, m] { return slots_[i].moments[m]; }});
     }
   }
-  return state;
+  return entries;
 }
 
 void Optimizer::load_state(const NamedTensors& saved) {
   const NoGrad no_grad;
   std::unordered_map<std::string, Tensor> by_name(saved.begin(), saved.end());
   std::vector<std::pair<Tensor, Tensor>> copies;  // target, source
+  std::vector<std::pair<std::size_t, Tensor>> masters;
   std::vector<std::int64_t> steps(slots_.size(), 0);
   std::vector<std::string> missing;
   const auto take = [&by_name, &missing](const std::string& name, const Shape& shape) {
@@ -270,7 +328,8 @@ void Optimizer::load_state(const NamedTensors& saved) {
     if (!slot.allocated) continue;
     const Shape& shape = parameters_[i].second.shape();
     if (const Tensor step = take(name + "/step", {}); step.defined()) steps[i] = step.item<std::int64_t>();
-    if (slot.master.defined()) copies.emplace_back(slot.master, take(name + "/master", shape));
+    if (slot.master.defined() || slot.master_low.defined())
+      masters.emplace_back(i, take(name + "/master", shape));
     const MomentNames& moments = slot.moment_names;
     for (std::size_t m = 0; m < moments.size(); ++m) {
       copies.emplace_back(slot.moments[m], take(fmt::format("{}/{}", name, moments[m]), shape));
@@ -290,6 +349,7 @@ void Optimizer::load_state(const NamedTensors& saved) {
   }
 
   for (auto& [target, source] : copies) target.copy_from(source);
+  for (const auto& [index, master] : masters) set_master(index, master);
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     slots_[i].step = steps[i];
     slots_[i].master_is_current = slots_[i].allocated;
@@ -324,6 +384,16 @@ std::string Optimizer::describe() const {
         count, elements, groups_[g].lr_scale, describe_settings(g));
   }
   return text;
+}
+
+Tensor bf16_weight_of(const Tensor& master) {
+  const NoGrad no_grad;
+  const Tensor from = master.to(kF32).contiguous();
+  Tensor weight = empty(from.shape(), {.dtype = kBF16, .device = from.device()});
+  Tensor low = empty({2 * from.num_elements()}, {.dtype = kU8, .device = from.device()});
+  kernels::of(from.device().type)
+      .updates.split_masters(from.view(), weight.mutable_view(), low.mutable_view());
+  return weight;
 }
 
 NamedTensors numbered(const std::vector<Tensor>& parameters) {

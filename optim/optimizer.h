@@ -49,7 +49,8 @@ enum class ZeroGrad : std::uint8_t {
 ///
 /// Precision  The update runs in f32 (f64 for f64 parameters) whatever the gradient's dtype. A bf16 or f16
 ///            parameter has an f32 master copy, made from the parameter at the first step; the rounded copy
-///            is written in the same pass. Parameters must be contiguous.
+///            is written in the same pass. Parameters must be contiguous. Adam can keep both in 16-bit numbers
+///            (AdamConfig::state_dtype); what follows holds for that as well.
 /// Memory     Moments and masters are allocated at construction, zeroed, as MemoryCategory::kOptimizerState:
 ///            what does not fit fails before the first step, a dry run on meta counts it, and state() has the
 ///            same names from the start. A parameter that requires no gradient then gets its moments if it
@@ -86,13 +87,24 @@ class Optimizer {
 
   /// All that a checkpoint needs besides the parameters: for each parameter NAME
   ///   NAME/step     i64, no dimensions (a copy)
-  ///   NAME/master   f32, only of 16-bit parameters
+  ///   NAME/master   f32, only of 16-bit parameters (a copy where the state is bf16)
   ///   NAME/moment1, NAME/moment2 (Adam, LAMB), NAME/velocity (SGD with momentum), NAME/momentum (Lion,
   ///   Muon's matrices), NAME/sum_of_squares (Adagrad)
   /// The tensors are handles of the live state: clone what must outlive the next step.
   [[nodiscard]] NamedTensors state();
-  /// Continues from what state() gave; the parameters are loaded by their owner. Nothing is changed on an
-  /// error.
+  /// The same one by one, for who saves: copies exist while they are held.
+  struct StateEntry {
+    std::string name;
+    DType dtype = kF32;
+    std::function<Tensor()> get;  ///< of a live optimizer
+  };
+  [[nodiscard]] std::vector<StateEntry> state_entries();
+  /// Continues from what state() gave, of an optimizer with f32 state or with bf16 state: moments are
+  /// converted, masters are the same. Nothing is changed on an error.
+  ///
+  /// Parameters are loaded by their owner. With bf16 state they hold half of each master, so they are set here
+  /// too, and an owner who loads them afterwards gives them bf16_weight_of the masters: that differs from what
+  /// an f32 state saved where a master is half-way between two weights.
   /// Errors   DataError that names what is missing, unknown, or of another shape.
   void load_state(const NamedTensors& state);
 
@@ -118,6 +130,8 @@ class Optimizer {
   using MomentNames = std::vector<const char*>;
   void allocate_state(const std::function<MomentNames(std::size_t parameter)>& moments_of,
                       double initial_value = 0.0);
+  /// The same in 16-bit numbers, zeroed. DTypeError for a parameter that is not bf16.
+  void allocate_bf16_state(const MomentNames& moments);
 
   /// Groups with a last one for what matches none.
   [[nodiscard]] std::span<const ParameterGroup> groups() const noexcept { return groups_; }
@@ -129,7 +143,8 @@ class Optimizer {
   [[nodiscard]] Tensor& moment_at(std::size_t parameter, std::size_t moment) {
     return slots_[parameter].moments[moment];
   }
-  /// What updates of parameter i change: its f32 master, or itself. Current within update_all.
+  /// What updates of parameter i change: its f32 master, or itself. Current within update_all. Not of bf16
+  /// state, whose masters are nowhere whole.
   [[nodiscard]] Tensor values_at(std::size_t parameter) const {
     const Slot& slot = slots_[parameter];
     return (slot.master.defined() ? slot.master : parameters_[parameter].second).detach();
@@ -168,7 +183,8 @@ class Optimizer {
     std::int64_t step = 0;
     bool allocated = false;
     bool master_is_current = false;
-    Tensor master{};  // undefined for f32 and f64 parameters
+    Tensor master{};      // undefined for f32 and f64 parameters, and where the state is bf16:
+    Tensor master_low{};  // there u8 [2 · elements], the low halves; the parameter has the high ones
     MomentNames moment_names{};
     std::array<Tensor, kMaxMoments> moments{};
   };
@@ -176,6 +192,8 @@ class Optimizer {
   void allocate(std::size_t index);
   void agree_on_gradients(std::vector<Tensor>& grads);
   void make_master_current(std::size_t index);
+  [[nodiscard]] Tensor master_of(std::size_t index);
+  void set_master(std::size_t index, const Tensor& master);
 
   const char* type_;
   double lr_;
@@ -184,7 +202,12 @@ class Optimizer {
   std::vector<ParameterGroup> groups_;
   std::shared_ptr<PieceExchange> exchange_;
   double initial_moment_ = 0.0;
+  bool state_is_bf16_ = false;
 };
+
+/// What an optimizer with bf16 state has as the weight of an f32 master: rounded to bf16, and from half-way
+/// between two numbers to the one farther from 0 (kernels/bf16_state.h).
+[[nodiscard]] Tensor bf16_weight_of(const Tensor& master);
 
 /// The names "0", "1", ... for parameters without any.
 [[nodiscard]] NamedTensors numbered(const std::vector<Tensor>& parameters);

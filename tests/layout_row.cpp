@@ -63,6 +63,7 @@ const std::map<std::string, Set>& words() {
       {"f32", [](C& c, const Text&) { c.dtype = kF32; }},
       {"bf16", [](C& c, const Text&) { c.dtype = kBF16; }},
       {"f16", [](C& c, const Text&) { c.dtype = kF16; }},
+      {"bf16-state", [](C& c, const Text&) { c.dtype = kBF16, c.optimizer.state_dtype = kBF16; }},
       {"scale", set_scale},
       {"invariant", [](C& c, const Text&) { c.numerics = C::Numerics::kInvariant; }},
       {"fast", [](C& c, const Text&) { c.numerics = C::Numerics::kFast; }},

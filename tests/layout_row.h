@@ -23,6 +23,7 @@ using OtherWord = std::function<bool(const std::string& key, const std::string& 
 ///   recompute=full  checkpoints=2  partitioned  on-host
 ///   pass=2                            samples of a micro-batch
 ///   f64  f32  bf16  f16  scale=2^14   types
+///   bf16-state                        bf16, and so the optimizer's state
 ///   invariant  fast                   numerics
 ///   AdamW  SGD  Muon  ...             the optimizer; SGD and Muon with momentum 0.9
 ///

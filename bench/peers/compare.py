@@ -30,6 +30,7 @@ for shape in ("4x64", "4x256", "1x1024"):
         batch, length = map(int, shape.split("x"))
         ROWS.append((f"train gpt2 {dtype} {shape}", f"train gpt2 {dtype} {shape}", batch * length, "tok/s",
                      f"floor gpt2 {dtype} {shape}"))
+ROWS.append(("train gpt2 bf16 state 4x256", "train gpt2 bf16state 4x256", 1024, "tok/s", "floor gpt2 bf16 4x256"))
 for dtype in ("f32", "bf16"):
     ROWS.append((f"train char {dtype} 12x256", f"train char {dtype} 12x256", 3072, "tok/s", f"floor char {dtype} 12x256"))
 for dtype in ("f32", "bf16"):

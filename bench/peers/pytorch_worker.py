@@ -2,7 +2,7 @@
 
     pytorch_worker.py eager|compiled WORKLOAD... THREADS
 
-bf16 is autocast with f32 weights, as PyTorch's users train. AdamW is the fused one.
+bf16 is autocast with f32 weights, as PyTorch's users train; so is bf16state. AdamW is the fused one.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ def tokens(batch, length, vocabulary, offset):
 
 
 def precision(dtype):
-    return torch.autocast("cpu", torch.bfloat16) if dtype == "bf16" else contextlib.nullcontext()
+    return torch.autocast("cpu", torch.bfloat16) if dtype.startswith("bf16") else contextlib.nullcontext()
 
 
 def train(mode, name, dtype, shape):

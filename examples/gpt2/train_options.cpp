@@ -33,8 +33,8 @@ const std::map<std::string, Progress> kProgress{{"auto", Progress::kAuto},
 struct Flags {
   bool from_file = false;
   std::string config;
-  std::optional<std::string> data, out, model, from_hf, dtype, log, csv, progress, mesh, recompute, schedule,
-      partition, numerics;
+  std::optional<std::string> data, out, model, from_hf, dtype, optimizer_state, log, csv, progress, mesh,
+      recompute, schedule, partition, numerics;
   std::optional<std::int64_t> steps, batch, micro_batch, seq, warmup, eval_every, eval_tokens, save_every,
       keep;
   std::optional<double> lr, min_lr, weight_decay, clip, dropout;
@@ -85,6 +85,11 @@ void add_options(CLI::App& app, Flags& flags) {
       ->group(kGroupModel);
   app.add_option("--dropout", flags.dropout, "Probability of dropping an activation [0]")->group(kGroupModel);
   app.add_option("--dtype", flags.dtype, "f32, bf16 (with f32 masters) or f64 [f32]")->group(kGroupModel);
+  app.add_option("--optimizer-state", flags.optimizer_state,
+                 "f32 (f64 beside f64 parameters), or with --dtype bf16 also bf16: 6 instead of 12 bytes for "
+                 "each parameter [f32]")
+      ->type_name("TYPE")
+      ->group(kGroupModel);
   app.add_option(
          "--recompute", flags.recompute,
          "Run blocks again in backward, to keep less: full (what the bare flag means), selective (what is "
@@ -235,6 +240,7 @@ void explain_flags(ConfigFile& file) {
                R"(write "pipeline": {"schedule": "1f1b"}; of learning rates: "scheduler": {"type": ...})");
   file.explain("chunks", R"(write "pipeline": {"chunks": 2})");
   file.explain("partition", R"(write "pipeline": {"partition": "uniform"})");
+  file.explain("optimizer_state", R"(write "bf16": {"enabled": true, "bf16_optimizer_states": true})");
   file.explain("no_memory_check", R"(write "memory_check": false)");
   for (const char* flag : {"config", "dry_run", "world", "rates"})
     file.explain(flag, "give it on the command line");
@@ -315,6 +321,10 @@ void apply_flags(const Flags& flags, TrainOptions& options) {
   options.comm_summary = options.comm_summary || flags.comm_summary;
   options.resume = options.resume || flags.resume;
   if (flags.dtype) options.config.dtype = choose("dtype", kDTypes, *flags.dtype);
+  static const std::map<std::string, tessera::DType> kStates{{"f32", tessera::kF32},
+                                                             {"bf16", tessera::kBF16}};
+  if (flags.optimizer_state)
+    options.config.optimizer.state_dtype = choose("optimizer_state", kStates, *flags.optimizer_state);
   if (flags.progress) options.progress = choose("progress", kProgress, *flags.progress);
 }
 
@@ -398,6 +408,7 @@ tessera::dist::Settings TrainOptions::settings() const {
                                           {"train_micro_batch_size_per_gpu", "--micro-batch"},
                                           {"gradient_clipping", "--clip"},
                                           {"zero_optimization.stage", "--zero"},
+                                          {"bf16.bf16_optimizer_states", "--optimizer-state"},
                                           {"pipeline.schedule", "--schedule"},
                                           {"pipeline.chunks", "--chunks"},
                                           {"pipeline.partition", "--partition"}}) {

@@ -14,14 +14,18 @@ class MetaUpdates final : public Updates {
  public:
   // 15 per element: gradient's scale 1; m ← β₁·m + (1 − β₁)·g 3; v ← β₂·v + (1 − β₂)·g² 4; their bias
   // corrections 2; √v + ε 2; m / that, · lr, subtract 3. Weight decay: decoupled 1 (the parameter shrinks),
-  // else 2 (added to g).
+  // else 2 (added to g). The rounding of 16-bit state is done on integers.
   void adam(std::span<const UpdateItem> items, const AdamOptions& options) const override {
     const std::int64_t decay = options.weight_decay == 0.0 ? 0 : options.decoupled ? 1 : 2;
     Count count(KernelKind::kUpdate);
     for (const UpdateItem& item : items) {
       count.flops((15 + decay) * item.parameter.num_elements()).reads(item.grad);
       count.updates(item.parameter).updates(item.moment1).updates(item.moment2);
-      if (has_low_precision(item)) count.writes(item.low_precision);
+      if (item.parameter.dtype == DType::kBF16) {
+        count.updates(item.master_low);
+      } else if (has_low_precision(item)) {
+        count.writes(item.low_precision);
+      }
     }
   }
 
@@ -72,6 +76,14 @@ class MetaUpdates final : public Updates {
       count.updates(item.parameter).reads(item.moment1).reads(item.moment2);
       if (has_low_precision(item)) count.writes(item.low_precision);
     }
+  }
+
+  void split_masters(const ConstView& master, const View& high, const View& low) const override {
+    Count(KernelKind::kUpdate).reads(master).writes(high).writes(low);
+  }
+
+  void join_masters(const ConstView& high, const ConstView& low, const View& master) const override {
+    Count(KernelKind::kUpdate).reads(high).reads(low).writes(master);
   }
 
  private:

@@ -239,6 +239,14 @@ std::vector<CountCase> count_cases() {
          k.updates.adam({&item, 1}, {.weight_decay = 0.1});
        },
        16 * 24, 3 * 96 + 48, 3 * 96 + 48},
+      {"AdamW with bf16 state",  // p in two halves, m and v; of the gradient nothing is written
+       [=](Kernels k) {
+         const UpdateItem item{halves, x, halves, halves, {}, meta_view({48}, kU8)};
+         k.updates.adam({&item, 1}, {.weight_decay = 0.1});
+       },
+       16 * 24, 96 + 4 * 48, 4 * 48},
+      {"masters put together", [=](Kernels k) { k.updates.join_masters(halves, meta_view({48}, kU8), x); }, 0,
+       96, 96},
       {"Adam of two parameters, one of them a scalar",
        [=](Kernels k) {
          const View one = meta_view({});

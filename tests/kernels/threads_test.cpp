@@ -136,6 +136,14 @@ const KernelCase kCases[] = {
        k.updates.adam({&item, 1}, {});
        return std::vector{p, m, v, low};
      }},
+    {"adam of bf16 state",
+     [](const DeviceKernels& k) {
+       HostArray p = sized(kBF16, {100000}), g = sized(kF32, {100000}), m(kBF16, {100000}),
+                 v(kBF16, {100000}), low(kU8, {200000});
+       const UpdateItem item = {p.view(), g.view(), m.view(), v.view(), {}, low.view()};
+       k.updates.adam({&item, 1}, {});
+       return std::vector{p, m, v, low};
+     }},
     {"LAMB's sums",
      [](const DeviceKernels& k) {
        HostArray p = sized(kF32, {100000}), g = sized(kF32, {100000}), m(kF32, {100000}), v(kF32, {100000});

@@ -65,7 +65,8 @@ std::vector<std::string> bits_of(const InvariantRun& run) {
 const std::vector<std::string>& bits_of_one_rank(const InvariantRun& run) {
   static std::map<std::string, std::vector<std::string>> known;
   const std::string key =
-      fmt::format("{} {} {} {}", run.model, name(run.config.dtype), run.config.optimizer.type, run.batch);
+      fmt::format("{} {} {} {} {}", run.model, name(run.config.dtype), run.config.optimizer.type,
+                  name(run.config.optimizer.state_dtype), run.batch);
   if (!known.contains(key)) {
     InvariantRun alone = invariant_run(run.model, "dp=1");
     alone.config.dtype = run.config.dtype;

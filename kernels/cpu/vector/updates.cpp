@@ -1,5 +1,6 @@
 // Optimizer steps: everything that a step reads and writes goes through memory once.
 
+#include "kernels/bf16_state.h"
 #include "kernels/context.h"
 #include "kernels/cpu/vector/chunks.h"
 #include "kernels/cpu/vector/families.h"
@@ -35,6 +36,59 @@ template <class T>
   T* v = static_cast<T*>(item.moment2.data);
   update_tiles<T>(item, begin, end, [&](std::int64_t first, T* p, const T* grad, std::int64_t n) {
     step.apply(p, grad, m + first, v + first, n);
+  });
+}
+
+// Compiled once each: functions, not inline.
+
+[[gnu::noinline]] void join_halves(const std::uint16_t* high, const std::uint16_t* low, float* masters,
+                                   std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) masters[i] = join_f32(high[i], low[i]);
+}
+
+[[gnu::noinline]] void split_halves(const float* masters, std::uint16_t* high, std::uint16_t* low,
+                                    std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    const SplitF32 halves = split_f32(masters[i]);
+    high[i] = halves.high;
+    low[i] = halves.low;
+  }
+}
+
+/// The update of f32 state on a tile's worth of it in the first-level cache; memory has the short forms.
+[[gnu::noinline]] void adam_bf16_chunk(const UpdateItem& item, const AdamOptions& options, std::int64_t begin,
+                                       std::int64_t end) {
+  const AdamStep<float> step(options);
+  const UpdateNoise noise_of(options.step);
+  std::uint16_t* weights = static_cast<std::uint16_t*>(item.parameter.data);
+  std::uint16_t* low = static_cast<std::uint16_t*>(item.master_low.data);
+  std::uint16_t* moments1 = static_cast<std::uint16_t*>(item.moment1.data);
+  std::uint16_t* moments2 = static_cast<std::uint16_t*>(item.moment2.data);
+  const Loop loop = make_loop(LoopOrder::kRowMajor, item.parameter, &item.grad);
+  TileInput<float> gradients(loop, 1);
+  alignas(64) float p[kTileSize], m[kTileSize], v[kTileSize];
+  alignas(64) std::uint32_t noise[kTileSize];
+  std::int64_t first = begin;
+  for_each_tile(loop, begin, end, [&](const Tile& tile) {
+    const std::int64_t n = tile.size;
+    std::uint16_t *w = weights + first, *m16 = moments1 + first, *v16 = moments2 + first;
+    join_halves(w, low + first, p, n);
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) {
+      m[i] = f32_from_bf16_bits(m16[i]);
+      v[i] = f32_from_bf16_bits(v16[i]);
+      noise[i] = noise_of.bits(w[i], m16[i], v16[i]);
+    }
+    step.apply(p, gradients.load(tile), m, v, n);
+    split_halves(p, w, low + first, n);
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) {
+      m16[i] = round_with_noise(m[i], noise[i] >> 16);
+      v16[i] = round_with_noise(v[i], noise[i] & 0xFFFFu);
+    }
+    first += n;
   });
 }
 
@@ -103,8 +157,14 @@ class CpuUpdates final : public Updates {
  public:
   void adam(std::span<const UpdateItem> items, const AdamOptions& options) const override {
     for_each_chunk(items, [&](const UpdateItem& item, std::int64_t begin, std::int64_t end) {
-      item.parameter.dtype == DType::kF64 ? adam_chunk<double>(item, options, begin, end)
-                                          : adam_chunk<float>(item, options, begin, end);
+      switch (item.parameter.dtype) {
+        case DType::kF64:
+          return adam_chunk<double>(item, options, begin, end);
+        case DType::kBF16:
+          return adam_bf16_chunk(item, options, begin, end);
+        default:
+          return adam_chunk<float>(item, options, begin, end);
+      }
     });
   }
 
@@ -160,6 +220,24 @@ class CpuUpdates final : public Updates {
       const double ratio = ratios[&item - first];
       item.parameter.dtype == DType::kF64 ? lamb_chunk<double>(item, options, ratio, begin, end)
                                           : lamb_chunk<float>(item, options, ratio, begin, end);
+    });
+  }
+
+  void split_masters(const ConstView& master, const View& high, const View& low) const override {
+    const float* masters = static_cast<const float*>(master.data);
+    auto* to_high = static_cast<std::uint16_t*>(high.data);
+    auto* to_low = static_cast<std::uint16_t*>(low.data);
+    parallel_for(master.num_elements(), kGrain, [&](std::int64_t begin, std::int64_t end) {
+      split_halves(masters + begin, to_high + begin, to_low + begin, end - begin);
+    });
+  }
+
+  void join_masters(const ConstView& high, const ConstView& low, const View& master) const override {
+    const auto* from_high = static_cast<const std::uint16_t*>(high.data);
+    const auto* from_low = static_cast<const std::uint16_t*>(low.data);
+    float* masters = static_cast<float*>(master.data);
+    parallel_for(master.num_elements(), kGrain, [&](std::int64_t begin, std::int64_t end) {
+      join_halves(from_high + begin, from_low + begin, masters + begin, end - begin);
     });
   }
 
