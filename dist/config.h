@@ -157,7 +157,8 @@ struct Config {
 /// flags or a program changed after a file was read is looked at as well.
 ///
 /// Errors    ConfigError: hpZ with MiCS, or one of them at a stage that does not cut parameters; how blocks
-///           run again, where none do; bf16 state of parameters that are not bf16, or of an optimizer without.
+///           run again, where none do; bf16 state of parameters that are not bf16, or of an optimizer
+///           without.
 void check(const Config& config);
 
 /// The mesh for this many ranks: dp is filled up where it was not given.

@@ -16,9 +16,9 @@ namespace tessera::dist {
     const Config::Optimizer& config, const NamedTensors& pieces,
     const std::vector<optim::ParameterGroup>& groups, optim::PieceExchange* exchange);
 
-/// Bytes of its state for each element of a parameter in `dtype`: moments and, for 16 bits, the master copy, or
-/// what a bf16 state has of it.
-/// Muon keeps one moment of hidden matrices and two of the rest: counted as two, the most.
+/// Bytes of its state for each element of a parameter in `dtype`: moments and, for 16 bits, the master copy,
+/// or what a bf16 state has of it. Muon keeps one moment of hidden matrices and two of the rest: counted as
+/// two, the most.
 [[nodiscard]] std::int64_t optimizer_bytes_per_element(const Config::Optimizer& config, DType dtype);
 
 }  // namespace tessera::dist

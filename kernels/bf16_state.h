@@ -2,7 +2,7 @@
 
 // An optimizer's state in 16-bit numbers: an f32 master as a bf16 weight and the 16 bits that it lacks, which
 // loses nothing, and moments in bf16, rounded up or down at random so that small changes add up. On every
-// device and in every instruction set the same integers.
+// device and in every instruction set the same integers. Private to kernels/ and its tests.
 
 #include <cstdint>
 

@@ -292,9 +292,9 @@ struct LambSquares {
 /// (SGD and Lion use moment1 alone, SGD none if its momentum is 0, and Adagrad has its sum of squares there);
 /// `low_precision` gets the rounded copy, or has null data.
 ///
-/// Adam also takes state in 16-bit numbers (kernels/bf16_state.h): then `parameter`, `moment1` and `moment2` are
-/// bf16, `master_low` has the low halves of the f32 masters, two bytes for each element (u8, [2 · elements]),
-/// and there is no `low_precision`: the parameter itself is the rounded copy.
+/// Adam also takes state in 16-bit numbers (kernels/bf16_state.h): then `parameter`, `moment1` and `moment2`
+/// are bf16, `master_low` has the low halves of the f32 masters, two bytes an element
+/// (u8, [2 · elements]), and there is no `low_precision`: the parameter itself is the rounded copy.
 struct UpdateItem {
   View parameter;
   ConstView grad;

@@ -41,8 +41,11 @@ Adam::Adam(const char* type, bool decoupled, const NamedTensors& parameters, con
     check_settings(type, options_.back());
   }
   const MomentNames moments{"moment1", "moment2"};
-  if (state_dtype_ == kBF16) return allocate_bf16_state(moments);
-  allocate_state([&moments](std::size_t) { return moments; });
+  if (state_dtype_ == kBF16) {
+    allocate_bf16_state(moments);
+  } else {
+    allocate_state([&moments](std::size_t) { return moments; });
+  }
 }
 
 void Adam::set_momentum(double momentum) {

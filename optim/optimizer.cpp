@@ -111,7 +111,7 @@ void Optimizer::allocate_bf16_state(const MomentNames& moments) {
     throw DTypeError(
         fmt::format("{}: state_dtype bf16 is for bf16 parameters, and {} is {}; convert the model, or leave "
                     "state_dtype out",
-                    type_, name, describe(parameter)));
+                    type_, name, tessera::describe(parameter)));
   }
   state_is_bf16_ = true;
   allocate_state([&moments](std::size_t) { return moments; });

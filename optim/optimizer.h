@@ -49,8 +49,8 @@ enum class ZeroGrad : std::uint8_t {
 ///
 /// Precision  The update runs in f32 (f64 for f64 parameters) whatever the gradient's dtype. A bf16 or f16
 ///            parameter has an f32 master copy, made from the parameter at the first step; the rounded copy
-///            is written in the same pass. Parameters must be contiguous. Adam can keep both in 16-bit numbers
-///            (AdamConfig::state_dtype); what follows holds for that as well.
+///            is written in the same pass. Parameters must be contiguous. Adam can keep all of it in 16-bit
+///            numbers (AdamConfig::state_dtype).
 /// Memory     Moments and masters are allocated at construction, zeroed, as MemoryCategory::kOptimizerState:
 ///            what does not fit fails before the first step, a dry run on meta counts it, and state() has the
 ///            same names from the start. A parameter that requires no gradient then gets its moments if it
@@ -102,9 +102,9 @@ class Optimizer {
   /// Continues from what state() gave, of an optimizer with f32 state or with bf16 state: moments are
   /// converted, masters are the same. Nothing is changed on an error.
   ///
-  /// Parameters are loaded by their owner. With bf16 state they hold half of each master, so they are set here
-  /// too, and an owner who loads them afterwards gives them bf16_weight_of the masters: that differs from what
-  /// an f32 state saved where a master is half-way between two weights.
+  /// Parameters are loaded by their owner. With bf16 state they hold half of each master, so they are set
+  /// here too, and an owner who loads them afterwards gives them bf16_weight_of the masters: that differs
+  /// from what an f32 state saved where a master is half-way between two weights.
   /// Errors   DataError that names what is missing, unknown, or of another shape.
   void load_state(const NamedTensors& state);
 

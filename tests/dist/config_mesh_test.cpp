@@ -117,6 +117,15 @@ TEST(ConfigMesh, SettingsThatContradictEachOtherAreRefusedWhoeverMadeThem) {
       {"false",
        R"({"recompute": false, "activation_checkpointing": {"number_checkpoints": 2}})",
        {"number_checkpoints", "\"recompute\" is \"none\""}},
+      {"bf16 state of f32 parameters",
+       R"({"bf16": {"bf16_optimizer_states": true}})",
+       {"bf16.bf16_optimizer_states is true", "they are f32", R"("bf16": {"enabled": true} works)"}},
+      {"bf16 state of f16 parameters",
+       R"({"bf16": {"bf16_optimizer_states": true}, "fp16": {"enabled": true}})",
+       {"they are f16"}},
+      {"bf16 state of Lion",
+       R"({"bf16": {"enabled": true, "bf16_optimizer_states": true}, "optimizer": {"type": "Lion"}})",
+       {"Lion has no state in bf16", "AdamW and Adam"}},
   };
   for (const Row& row : rows) {
     SCOPED_TRACE(row.name);
@@ -228,6 +237,15 @@ TEST(ConfigMesh, IsDescribedInALineForEachSubject) {
       "ZeRO        stage 3 over 4 data ranks: parameters, gradients, optimizer state; MiCS, groups of 2; "
       "gradients whole until the last micro-batch\n"
       "recompute   full: blocks, inputs cut over tp\n");
+}
+
+TEST(ConfigMesh, IsDescribedWithTheStateOfItsOptimizer) {
+  const Config config = read(R"({"bf16": {"enabled": true, "bf16_optimizer_states": true}})");
+  const std::string text = describe(config, MeshShape(), {.global = 1, .micro_batch = 1, .accumulation = 1});
+  EXPECT_NE(
+      text.find("precision   bf16 parameters and activations; f32 gradients and masters; bf16 moments\n"),
+      std::string::npos)
+      << text;
 }
 
 // --- Batch sizes -------------------------------------------------------------------------------------------

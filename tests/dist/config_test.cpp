@@ -82,6 +82,8 @@ const std::vector<KeyRow>& keys() {
       {"numerics", R"({"numerics": "invariant"})",
        [](C c) { return c.numerics == Config::Numerics::kInvariant; }},
       {"bf16.enabled", R"({"bf16": {"enabled": true}})", [](C c) { return c.dtype == kBF16; }},
+      {"bf16.bf16_optimizer_states", R"({"bf16": {"enabled": true, "bf16_optimizer_states": true}})",
+       [](C c) { return c.optimizer.state_dtype == kBF16; }},
       {"fp16.enabled", R"({"fp16": {"enabled": true}})", [](C c) { return c.dtype == kF16; }},
       {"fp16.loss_scale", R"({"fp16": {"loss_scale": 128}})", [](C c) { return c.fp16.loss_scale == 128; }},
       {"fp16.initial_scale_power", R"({"fp16": {"initial_scale_power": 8}})",

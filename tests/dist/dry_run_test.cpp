@@ -151,7 +151,9 @@ INSTANTIATE_TEST_SUITE_P(
                       Row{"pp=2,tp=2 sp pass=2 zero=1"}, Row{"pp=2,cp=2 pass=2", kLlama},
                       Row{"dp=2,tp=2 zero=3 sp bf16"}, Row{"pp=2,dp=2,tp=2 zero=3 recompute=full pass=2"},
                       Row{"dp=2,cp=2 zero=2", kLlama}, Row{"dp=2 zero=2 Muon"}, Row{"dp=2 zero=3 Lamb bf16"},
-                      Row{"dp=2,tp=2 SGD"}),
+                      Row{"dp=2,tp=2 SGD"}, Row{"dp=1 bf16-state"}, Row{"dp=3 zero=1 bf16-state"},
+                      Row{"dp=3 zero=3 bf16-state", kLlama}, Row{"pp=2,dp=2 zero=2 pass=1 bf16-state"},
+                      Row{"dp=2,tp=2 zero=3 sp bf16-state"}),
     test_name);
 
 // Ranks without samples, and fewer passes than a schedule takes.

@@ -3,9 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
+#include <map>
 #include <memory>
 #include <optional>
 
+#include "autograd/grad_mode.h"
 #include "dist/engine.h"
 #include "dist/job.h"
 #include "dist/zero.h"
@@ -15,6 +18,7 @@
 #include "optim/optimizer.h"
 #include "optim/schedule.h"
 #include "tensor/context.h"
+#include "tensor/create.h"
 #include "tests/data/temporary_folder.h"
 #include "tests/expect_error.h"
 
@@ -167,6 +171,86 @@ TEST(EngineState, IsUnchangedByACheckpointThatDoesNotFit) {
       EXPECT_EQ(run.engine.steps_done(), 1);
     });
   }
+}
+
+Config in_bf16(int stage, DType state) {
+  Config config = config_in(kBF16);
+  config.zero.stage = stage;
+  config.optimizer.state_dtype = state;
+  return config;
+}
+
+// name → whole values, of model and optimizer.
+std::map<std::string, Tensor> everything(Engine& engine) {
+  std::map<std::string, Tensor> all;
+  const CheckpointSources sources = engine.checkpoint_sources();
+  for (const auto* part : {&sources.model, &sources.optimizer}) {
+    for (const auto& info : part->tensors) all[info.name] = part->get(info.name).clone();
+  }
+  return all;
+}
+
+// From f32 state to bf16 state and back, each with another ZeRO stage: masters are what they were, moments
+// what fits. Half of the saved masters lie half-way between two weights, where an f32 state's weight is the
+// even one of them: a bf16 state takes the other, on all ranks and in all copies, or its masters would be
+// others.
+TEST(EngineState, GoesFromOneKindOfStateToTheOther) {
+  const data::TemporaryFolder first, second;
+  run_thread_ranks(2, [&](Job& job) {
+    Training full(job, kModel, in_bf16(1, kF32)), half(job, kModel, in_bf16(2, kBF16)),
+        back(job, kModel, in_bf16(3, kF32));
+    full.train(3);
+    for (auto& [name, tensor] : full.engine.optimizer().state()) {
+      if (!name.ends_with("/master")) continue;
+      const NoGrad no_grad;
+      std::vector<float> values = tensor.to_vector<float>();
+      for (std::size_t i = 0; i < values.size(); i += 2)
+        values[i] = std::bit_cast<float>((std::bit_cast<std::uint32_t>(values[i]) & 0xFFFF0000u) | 0x8000u);
+      Tensor(tensor).copy_from(from_vector(values, tensor.shape()));
+    }
+    save_checkpoint(first.path(), full.engine.checkpoint_sources(), job.world());
+    half.engine.load(CheckpointReader(first.path()));
+    const auto saved = everything(full.engine), loaded = everything(half.engine);
+    std::size_t masters = 0, moved = 0;
+    for (const auto& [name, tensor] : saved) {
+      const Tensor& other = loaded.at(name);
+      if (name.ends_with("/master")) {
+        const std::string weight = name.substr(0, name.rfind('/'));
+        EXPECT_EQ(other.to_vector<float>(), tensor.to_vector<float>()) << name;
+        EXPECT_EQ(loaded.at(weight).to_vector<float>(), optim::bf16_weight_of(tensor).to_vector<float>());
+        const auto before = tensor.to(kBF16).to_vector<float>(), now = loaded.at(weight).to_vector<float>();
+        for (std::size_t i = 0; i < now.size(); ++i) moved += before[i] != now[i] ? 1 : 0;
+        ++masters;
+      } else if (name.find("/moment") != std::string::npos) {
+        EXPECT_EQ(other.dtype(), kBF16);
+        EXPECT_EQ(other.to_vector<float>(), tensor.to(kBF16).to_vector<float>()) << name;
+      }
+    }
+    EXPECT_GT(masters, 10u);
+    EXPECT_GT(moved, 100u) << "a quarter of all weights is not the even one";
+    // What the next forward pass computes with is what the pieces hold.
+    for (const auto& [name, piece] : half.engine.zero().pieces()) {
+      if (piece.num_elements() == 0) continue;
+      const Tensor own = half.engine.zero().piece(name, loaded.at(name));
+      EXPECT_EQ(piece.to_vector<float>(), own.to_vector<float>()) << name;
+    }
+
+    save_checkpoint(second.path(), half.engine.checkpoint_sources(), job.world());
+    back.engine.load(CheckpointReader(second.path()));
+    for (const auto& [name, tensor] : everything(back.engine)) {
+      EXPECT_EQ(tensor.dtype(), saved.at(name).dtype()) << name;
+      EXPECT_EQ(tensor.to_vector<float>(), loaded.at(name).to_vector<float>()) << name;
+    }
+    back.train(1);
+    half.train(1);
+    EXPECT_EQ(back.engine.steps_done(), 4);
+    // The moments' values were equal, so is the step: of two states only what is kept of it differs.
+    const auto after = everything(back.engine);
+    for (const auto& [name, tensor] : everything(half.engine)) {
+      if (!name.ends_with("/master")) continue;
+      EXPECT_EQ(tensor.to_vector<float>(), after.at(name).to_vector<float>()) << name;
+    }
+  });
 }
 
 }  // namespace

@@ -15,6 +15,7 @@
 #include "optim/lion.h"
 #include "optim/muon.h"
 #include "optim/sgd.h"
+#include "tensor/context.h"
 #include "tests/optim/parameters.h"
 
 namespace tessera::dist {
@@ -87,6 +88,20 @@ TEST(OptimizerFactory, AdamAndAdamWTrainWithTheirSettings) {
   config.decoupled_decay = false;
   EXPECT_EQ(trained_by(factory(config)),
             trained_by([&](const NamedTensors& p) { return std::make_unique<optim::Adam>(p, expected); }));
+}
+
+TEST(OptimizerFactory, AdamKeepsItsStateInWhatItIsTold) {
+  for (const char* type : {"AdamW", "Adam"}) {
+    for (const DType state : {kF32, kBF16}) {
+      Config::Optimizer config = unusual(type);
+      config.state_dtype = state;
+      const NamedTensors tensors = parameters(kBF16);
+      for (const auto& [name, tensor] : make_optimizer(config, tensors, {}, nullptr)->state()) {
+        if (name.find("/moment") == std::string::npos) continue;
+        EXPECT_EQ(tensor.dtype(), state) << name;
+      }
+    }
+  }
 }
 
 TEST(OptimizerFactory, SgdTrainsWithItsSettings) {
@@ -201,6 +216,18 @@ std::int64_t bytes_of_state(optim::Optimizer& optimizer, const std::string& para
     }
   }
   return bytes;
+}
+
+// Masters of bf16 state are copies in state(): here bytes are those that the pool has given.
+TEST(OptimizerFactory, BytesForEachElementOfBf16StateAreThoseOfItsMemory) {
+  RankContext context;
+  const RankContext::Scope scope(context);
+  Config::Optimizer config = unusual("AdamW");
+  config.state_dtype = kBF16;
+  const NamedTensors tensors = parameters(kBF16);
+  const Made optimizer = make_optimizer(config, tensors, {}, nullptr);
+  EXPECT_EQ(optimizer_bytes_per_element(config, kBF16), 6);
+  EXPECT_EQ(context.pool(cpu)->report().of(MemoryCategory::kOptimizerState).current, 15 * 6);
 }
 
 TEST(OptimizerFactory, BytesForEachElementAreThoseOfTheState) {

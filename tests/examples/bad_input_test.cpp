@@ -68,6 +68,8 @@ TEST_F(BadInput, OfTrainingGetsOneMessageAndStatus2) {
            {"infinite lr", "--lr inf", "must be finite"},
            {"dropout", "--dropout 1", "dropout: expected a number in \\[0, 1\\)"},
            {"dtype", "--dtype f23", "dtype: expected bf16, f32, f64, got 'f23'"},
+           {"state", "--optimizer-state bf16",
+            "bf16_optimizer_states is true, but it is for bf16 parameters"},
            {"progress", "--progress some", "progress: expected auto, bar, lines, none"},
            {"two keys for a batch", "--config two_batches.json",
             "'batch' and 'train_batch_size' say the same"},

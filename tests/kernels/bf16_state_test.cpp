@@ -1,5 +1,5 @@
-// State of optimizers in 16-bit numbers: masters in two halves that lose nothing, and rounding at random whose
-// mean is what was rounded. All of it is integers, the same in each instruction set.
+// State of optimizers in 16-bit numbers: masters in two halves that lose nothing, and rounding at random
+// whose mean is what was rounded. All of it is integers, the same in each instruction set.
 
 #include "kernels/bf16_state.h"
 
@@ -75,8 +75,8 @@ TEST(Bf16State, HalvesOfAMasterGiveItBackAndTheHighOneIsItsWeight) {
   }
 }
 
-// Of the 2¹⁶ noises as many round away from 0 as x has of the way behind it: low 16 bits of 2¹⁶. Their mean is
-// x to the last bit.
+// Of the 2¹⁶ noises as many round away from 0 as x has of the way behind it: low 16 bits of 2¹⁶. Their mean
+// is x to the last bit.
 TEST(Bf16State, RoundingHasTheNumberItselfAsItsMean) {
   for (const std::uint32_t bits :
        {0x3F800001u, 0x3F80FFFFu, 0xBF81ABCDu, 0x00000001u, 0x807F1234u, 0x7F7F7FFFu, 0xC1238000u}) {
@@ -312,11 +312,11 @@ TEST(Bf16State, InstructionSetsLeaveTheSameBits) {
 // --- That moments do not stall
 
 // Gradients of one distribution over 8,000 steps: the second moment is a mean over the last 1,000 or so. A
-// change of it by (1 − β₂)(g² − v) is below half of bf16's spacing as soon as v is a third of g², and lost for
-// good where the nearest number is taken. At random it is not: a rounding is off by nothing on average, with a
-// variance of at most (spacing/2)² ≤ (2⁻⁸ v)², and over the steps that v remembers they add up to
-// (2⁻⁸ v)² / (1 − β₂²), a standard deviation of 8.7 % for an element. The mean over 4096 elements is off by
-// less than five times 8.7 % / √4096 = 0.7 %. (Of a constant gradient it is less by far: v goes between the two
+// change of it by (1 − β₂)(g² − v) is below half of bf16's spacing as soon as v is a third of g², and lost
+// for good where the nearest number is taken. At random it is not: a rounding is off by nothing on average,
+// with a variance of at most (spacing/2)² ≤ (2⁻⁸ v)², and over the steps that v remembers they add up to (2⁻⁸
+// v)² / (1 − β₂²), a standard deviation of 8.7 % for an element. The mean over 4096 elements is off by less
+// than five times 8.7 % / √4096 = 0.7 %. (Of a constant gradient it is less by far: v goes between the two
 // numbers around g², half a spacing to each side.)
 struct StallRow {
   const char* name;

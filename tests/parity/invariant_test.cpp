@@ -75,6 +75,13 @@ INSTANTIATE_TEST_SUITE_P(OtherTypes, Invariant,
                                            "dp=4 bf16 threads=2", "tp=3 sp bf16", "dp=2,tp=2 zero=2 bf16",
                                            "cp=2 ulysses bf16", "tp=4 sp f64", "dp=2,tp=2 zero=2 f16"),
                          [](const auto& row) { return test_name(row.param); });
+INSTANTIATE_TEST_SUITE_P(Bf16State, Invariant,
+                         ::testing::Values("dp=1 pass=2 threads=2 bf16-state", "dp=2 bf16-state",
+                                           "dp=3 zero=1 bf16-state", "dp=3 zero=2 pass=2 bf16-state",
+                                           "dp=4 zero=3 bf16-state threads=2", "dp=4 mics=2 bf16-state",
+                                           "dp=4 hpz=2 pass=1 bf16-state", "tp=3 sp bf16-state",
+                                           "dp=2,tp=2 zero=2 bf16-state", "cp=2 ulysses zero=3 bf16-state"),
+                         [](const auto& row) { return test_name(row.param); });
 
 // More heads than some ranks get, and ranks without any.
 TEST(Invariant, HoldsWhereRanksHaveNoHeads) {
@@ -162,6 +169,8 @@ INSTANTIATE_TEST_SUITE_P(Layouts, InvariantMoves,
                          ::testing::Values(Move{"dp=2 zero=1", "tp=3 sp"}, Move{"tp=4 zero=3", "dp=3 zero=2"},
                                            Move{"dp=2,cp=2 ulysses", "dp=5 zero=3 pass=1"},
                                            Move{"dp=2,tp=2 zero=3 sp bf16", "cp=2 ulysses bf16"},
+                                           Move{"dp=3 zero=3 bf16-state", "dp=2,tp=2 zero=1 sp bf16-state"},
+                                           Move{"tp=2 bf16-state", "dp=4 hpz=2 bf16-state"},
                                            Move{"dp=3 zero=3 Muon", "tp=2 Muon"}),
                          [](const auto& row) {
                            return test_name(row.param.from) + "_to_" + test_name(row.param.to);

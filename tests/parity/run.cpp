@@ -63,13 +63,14 @@ optim::LossScaler make_scaler(const Config& config) {
 }
 
 // Puts masters in the place of 16-bit weights, of which they are to be the longer form.
-void take_masters(const NamedTensors& masters, DType dtype, Result& result) {
+void take_masters(const NamedTensors& masters, const Config& config, Result& result) {
   for (auto& [name, values] : result.weights) {
     const auto found =
         std::ranges::find_if(masters, [&name](const auto& state) { return state.first == name + "/master"; });
     if (found == masters.end()) continue;
-    if (values != found->second.to(dtype).to_vector<double>())
-      result.broken_replica = name + " is not its master, rounded";
+    const Tensor rounded = config.optimizer.state_dtype == kBF16 ? optim::bf16_weight_of(found->second)
+                                                                 : found->second.to(config.dtype);
+    if (values != rounded.to_vector<double>()) result.broken_replica = name + " is not its master, rounded";
     values = found->second.to_vector<double>();
   }
 }
@@ -168,7 +169,7 @@ Result train(const TrainingRun& run, Engine& engine) {
   for (const auto& info : sources.optimizer.tensors) {
     if (info.name.ends_with("/master")) masters.emplace_back(info.name, sources.optimizer.get(info.name));
   }
-  take_masters(masters, run.config.dtype, result);
+  take_masters(masters, run.config, result);
   replicas.add(sources);
   if (engine.pipeline() != nullptr) {  // a checkpoint takes the first of two copies
     for (const std::string& name : engine.pipeline()->shared_parameters()) {
@@ -235,7 +236,7 @@ Result train_alone(const TrainingRun& run, DType rounded_to, const std::vector<b
   }
   result.loss_scale = scaler.scale();
   result.weights = values_of(model->state());
-  take_masters(optimizer->state(), run.config.dtype, result);
+  take_masters(optimizer->state(), run.config, result);
   return result;
 }
 
@@ -246,6 +247,7 @@ Result run_alone(const TrainingRun& run) { return train_alone(run, run.config.dt
 Result run_exactly(const TrainingRun& run, const std::vector<bool>& left_out) {
   TrainingRun exact = run;
   exact.config.dtype = kF64;
+  exact.config.optimizer.state_dtype = kF32;  // as far as f64 parameters have that: f64
   Result result = train_alone(exact, run.config.dtype, left_out);
   result.skipped = left_out;
   return result;
