@@ -19,33 +19,36 @@ namespace tessera::kernels {
 /// A number half-way between two of bf16 has low = −2¹⁵, so that of the two `high` is the one farther from 0,
 /// where bf16_bits_from_f32 takes the even one; in all else the two agree, down to finite numbers beyond
 /// bf16's largest, whose `high` is infinity and whose pair still is the number. The halves of a NaN are a
-/// quiet NaN of the same sign and 0: its payload is all that is lost.
+/// NaN of the same sign and 0: the end of its payload is all that is lost.
 struct SplitF32 {
   std::uint16_t high = 0;
-  std::uint16_t low = 0;
+  std::int16_t low = 0;
 };
 
+/// x is no signalling NaN: no result of arithmetic is one.
 TESSERA_INLINE SplitF32 split_f32(float x) {
   const std::uint32_t bits = detail::float_bits(x);
-  const bool nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
-  return {static_cast<std::uint16_t>(nan ? (bits >> 16) | 0x40u : (bits + 0x8000u) >> 16),
-          static_cast<std::uint16_t>(nan ? 0u : bits)};
+  const std::uint32_t is_number = x == x ? 0xFFFFFFFFu : 0u;
+  return {static_cast<std::uint16_t>((bits + (is_number & 0x8000u)) >> 16),
+          static_cast<std::int16_t>(static_cast<std::uint16_t>(bits & is_number))};
 }
 
-TESSERA_INLINE float join_f32(std::uint16_t high, std::uint16_t low) {
-  // Sign extension by arithmetic that vector lanes have: 0 … 2¹⁶ − 1 → −2¹⁵ … 2¹⁵ − 1.
-  const std::uint32_t offset = (static_cast<std::uint32_t>(low) ^ 0x8000u) - 0x8000u;
-  return detail::bits_float((static_cast<std::uint32_t>(high) << 16) + offset);
+/// x, as a quiet NaN if it is one.
+TESSERA_INLINE float without_signal(float x) {
+  return detail::bits_float(detail::float_bits(x) | (x == x ? 0u : 0x400000u));
+}
+
+TESSERA_INLINE float join_f32(std::uint16_t high, std::int16_t low) {
+  return detail::bits_float((static_cast<std::uint32_t>(high) << 16) + static_cast<std::uint32_t>(low));
 }
 
 /// One of the two bf16 numbers around x: with `noise` uniform in [0, 2¹⁶) the one farther from 0 with the
 /// probability by which x is on the way to it, so that the mean is x. Exact numbers, infinities included,
-/// stay, NaN stays NaN. A finite x beyond bf16's largest number may become infinity, which nearest-even would
-/// round it to as well, or to that largest number.
+/// stay, a quiet NaN stays NaN. A finite x beyond bf16's largest number may become infinity, which nearest-even
+/// would round it to as well, or to that largest number.
 TESSERA_INLINE std::uint16_t round_with_noise(float x, std::uint32_t noise) {
-  const std::uint32_t bits = detail::float_bits(x);
-  const bool nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
-  return static_cast<std::uint16_t>(nan ? (bits >> 16) | 0x40u : (bits + noise) >> 16);
+  const std::uint32_t is_number = x == x ? 0xFFFFFFFFu : 0u;
+  return static_cast<std::uint16_t>((detail::float_bits(x) + (noise & is_number)) >> 16);
 }
 
 /// Noise of an update by Adam: a function of the step and of what the element was before it. So it needs no

@@ -32,17 +32,19 @@ struct AdamStep {
 
   /// m ← β₁ m + (1 − β₁) g,  v ← β₂ v + (1 − β₂) g²,  p ← (1 − lr λ) p − lr m̂ / (√v̂ + ε),
   /// with m̂ = m / (1 − β₁^t) and v̂ = v / (1 − β₂^t).
+  TESSERA_INLINE void apply_to(T& p, T grad, T& m, T& v) const {
+    const T g = grad * grad_scale + l2 * p;
+    const T mean = beta1 * m + one_minus_beta1 * g;
+    const T square = beta2 * v + one_minus_beta2 * g * g;
+    m = mean;
+    v = square;
+    p = keep * p - step_size * mean / (vsqrt(square) * inv_sqrt_correction2 + epsilon);
+  }
+
   TESSERA_INLINE void apply(T* p, const T* grad, T* m, T* v, std::int64_t n) const {
     const AdamStep c = *this;
 #pragma omp simd
-    for (std::int64_t i = 0; i < n; ++i) {
-      const T g = grad[i] * c.grad_scale + c.l2 * p[i];
-      const T mean = c.beta1 * m[i] + c.one_minus_beta1 * g;
-      const T square = c.beta2 * v[i] + c.one_minus_beta2 * g * g;
-      m[i] = mean;
-      v[i] = square;
-      p[i] = c.keep * p[i] - c.step_size * mean / (vsqrt(square) * c.inv_sqrt_correction2 + c.epsilon);
-    }
+    for (std::int64_t i = 0; i < n; ++i) c.apply_to(p[i], grad[i], m[i], v[i]);
   }
 };
 

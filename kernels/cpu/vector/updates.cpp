@@ -39,16 +39,14 @@ template <class T>
   });
 }
 
-// Compiled once each: functions, not inline.
-
-[[gnu::noinline]] void join_halves(const std::uint16_t* high, const std::uint16_t* low, float* masters,
-                                   std::int64_t n) {
+TESSERA_INLINE void join_halves(const std::uint16_t* high, const std::int16_t* low, float* masters,
+                                std::int64_t n) {
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) masters[i] = join_f32(high[i], low[i]);
 }
 
-[[gnu::noinline]] void split_halves(const float* masters, std::uint16_t* high, std::uint16_t* low,
-                                    std::int64_t n) {
+TESSERA_INLINE void split_halves(const float* masters, std::uint16_t* high, std::int16_t* low,
+                                 std::int64_t n) {
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) {
     const SplitF32 halves = split_f32(masters[i]);
@@ -57,38 +55,57 @@ template <class T>
   }
 }
 
-/// The update of f32 state on a tile's worth of it in the first-level cache; memory has the short forms.
+/// State in 16-bit numbers, from some element on.
+struct Bf16State {
+  std::uint16_t* weights;
+  std::int16_t* lows;
+  std::uint16_t* means;
+  std::uint16_t* squares;
+};
+
+constexpr std::int64_t kBf16Block = 256;
+
+/// The update of f32 state, which is made of the short one, in the first-level cache, for a few elements. A
+/// few at a time: memory comes in five streams, and one that is left for long begins anew and has to be
+/// waited for.
+TESSERA_INLINE void adam_bf16_block(const AdamStep<float>& step, const UpdateNoise& noise_of,
+                                    const Bf16State& state, const float* grad, std::int64_t n) {
+  const auto [weights, lows, means, squares] = state;
+  alignas(64) float p[kBf16Block], m[kBf16Block], v[kBf16Block];
+  alignas(64) std::uint32_t noise[kBf16Block];
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    noise[i] = noise_of.bits(weights[i], means[i], squares[i]);
+    m[i] = f32_from_bf16_bits(means[i]);
+    v[i] = f32_from_bf16_bits(squares[i]);
+  }
+  join_halves(weights, lows, p, n);
+  step.apply(p, grad, m, v, n);
+  split_halves(p, weights, lows, n);
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    means[i] = round_with_noise(m[i], noise[i] >> 16);
+    squares[i] = round_with_noise(v[i], noise[i] & 0xFFFFu);
+  }
+}
+
 [[gnu::noinline]] void adam_bf16_chunk(const UpdateItem& item, const AdamOptions& options, std::int64_t begin,
                                        std::int64_t end) {
   const AdamStep<float> step(options);
-  const UpdateNoise noise_of(options.step);
-  std::uint16_t* weights = static_cast<std::uint16_t*>(item.parameter.data);
-  std::uint16_t* low = static_cast<std::uint16_t*>(item.master_low.data);
-  std::uint16_t* moments1 = static_cast<std::uint16_t*>(item.moment1.data);
-  std::uint16_t* moments2 = static_cast<std::uint16_t*>(item.moment2.data);
+  const UpdateNoise noise(options.step);
+  Bf16State state{static_cast<std::uint16_t*>(item.parameter.data) + begin,
+                  static_cast<std::int16_t*>(item.master_low.data) + begin,
+                  static_cast<std::uint16_t*>(item.moment1.data) + begin,
+                  static_cast<std::uint16_t*>(item.moment2.data) + begin};
   const Loop loop = make_loop(LoopOrder::kRowMajor, item.parameter, &item.grad);
   TileInput<float> gradients(loop, 1);
-  alignas(64) float p[kTileSize], m[kTileSize], v[kTileSize];
-  alignas(64) std::uint32_t noise[kTileSize];
-  std::int64_t first = begin;
   for_each_tile(loop, begin, end, [&](const Tile& tile) {
-    const std::int64_t n = tile.size;
-    std::uint16_t *w = weights + first, *m16 = moments1 + first, *v16 = moments2 + first;
-    join_halves(w, low + first, p, n);
-#pragma omp simd
-    for (std::int64_t i = 0; i < n; ++i) {
-      m[i] = f32_from_bf16_bits(m16[i]);
-      v[i] = f32_from_bf16_bits(v16[i]);
-      noise[i] = noise_of.bits(w[i], m16[i], v16[i]);
+    const float* grad = gradients.load(tile);
+    for (std::int64_t i = 0; i < tile.size; i += kBf16Block) {
+      const std::int64_t n = tile.size - i < kBf16Block ? tile.size - i : kBf16Block;
+      adam_bf16_block(step, noise, state, grad + i, n);
+      state = {state.weights + n, state.lows + n, state.means + n, state.squares + n};
     }
-    step.apply(p, gradients.load(tile), m, v, n);
-    split_halves(p, w, low + first, n);
-#pragma omp simd
-    for (std::int64_t i = 0; i < n; ++i) {
-      m16[i] = round_with_noise(m[i], noise[i] >> 16);
-      v16[i] = round_with_noise(v[i], noise[i] & 0xFFFFu);
-    }
-    first += n;
   });
 }
 
@@ -226,15 +243,21 @@ class CpuUpdates final : public Updates {
   void split_masters(const ConstView& master, const View& high, const View& low) const override {
     const float* masters = static_cast<const float*>(master.data);
     auto* to_high = static_cast<std::uint16_t*>(high.data);
-    auto* to_low = static_cast<std::uint16_t*>(low.data);
+    auto* to_low = static_cast<std::int16_t*>(low.data);
     parallel_for(master.num_elements(), kGrain, [&](std::int64_t begin, std::int64_t end) {
-      split_halves(masters + begin, to_high + begin, to_low + begin, end - begin);
+      for (std::int64_t first = begin; first < end; first += kTileSize) {
+        const std::int64_t n = end - first < kTileSize ? end - first : kTileSize;
+        alignas(64) float quiet[kTileSize];  // masters that come from elsewhere
+#pragma omp simd
+        for (std::int64_t i = 0; i < n; ++i) quiet[i] = without_signal(masters[first + i]);
+        split_halves(quiet, to_high + first, to_low + first, n);
+      }
     });
   }
 
   void join_masters(const ConstView& high, const ConstView& low, const View& master) const override {
     const auto* from_high = static_cast<const std::uint16_t*>(high.data);
-    const auto* from_low = static_cast<const std::uint16_t*>(low.data);
+    const auto* from_low = static_cast<const std::int16_t*>(low.data);
     float* masters = static_cast<float*>(master.data);
     parallel_for(master.num_elements(), kGrain, [&](std::int64_t begin, std::int64_t end) {
       join_halves(from_high + begin, from_low + begin, masters + begin, end - begin);
