@@ -44,8 +44,8 @@ TESSERA_INLINE float join_f32(std::uint16_t high, std::int16_t low) {
 
 /// One of the two bf16 numbers around x: with `noise` uniform in [0, 2¹⁶) the one farther from 0 with the
 /// probability by which x is on the way to it, so that the mean is x. Exact numbers, infinities included,
-/// stay, a quiet NaN stays NaN. A finite x beyond bf16's largest number may become infinity, which nearest-even
-/// would round it to as well, or to that largest number.
+/// stay, a quiet NaN stays NaN. A finite x beyond bf16's largest number may become infinity, which
+/// nearest-even would round it to as well, or to that largest number.
 TESSERA_INLINE std::uint16_t round_with_noise(float x, std::uint32_t noise) {
   const std::uint32_t is_number = x == x ? 0xFFFFFFFFu : 0u;
   return static_cast<std::uint16_t>((detail::float_bits(x) + (noise & is_number)) >> 16);

@@ -366,6 +366,10 @@ TEST(Bf16State, SecondMomentsReachTheMeanOfSquaresThatRoundingToTheNearestStaysB
       mean_first += static_cast<double>(f32_from_bf16_bits(both.m[i])) / exact_first[i] / kCount;
       mean_nearest += static_cast<double>(f32_from_bf16_bits(nearest[i])) / exact[i] / kCount;
     }
+    const std::string of_row = row.name;
+    RecordProperty(of_row + "_mean", std::to_string(mean));
+    RecordProperty(of_row + "_spread", std::to_string(std::sqrt(square)));
+    RecordProperty(of_row + "_nearest", std::to_string(mean_nearest));
     EXPECT_NEAR(mean, 1.0, 5 * 0.087 / 64);
     EXPECT_LE(std::sqrt(square), 0.087);
     EXPECT_GT(std::sqrt(square), row.least_spread) << "elements are rounded, each by itself";
