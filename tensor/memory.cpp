@@ -1,7 +1,6 @@
 #include "tensor/memory.h"
 
 #include <fmt/format.h>
-#include <sys/mman.h>
 
 #include <bit>
 #include <cstdlib>
@@ -12,7 +11,7 @@
 namespace tessera {
 namespace {
 
-constexpr std::size_t kHugePage = std::size_t{2} << 20;
+constexpr std::size_t kLargeBlock = std::size_t{1} << 20;
 
 // Size classes: multiples of 64 bytes up to 1 KiB, then eight steps for each power of two. At most an eighth
 // is lost, and a step's requests, which repeat exactly, always find their block again.
@@ -20,15 +19,6 @@ std::size_t size_class(std::size_t size_bytes) {
   if (size_bytes <= 1024) return (size_bytes + 63) / 64 * 64;
   const std::size_t step = std::bit_floor(size_bytes - 1) / 8;
   return (size_bytes + step - 1) / step * step;
-}
-
-// Large blocks are mapped on huge pages: a page fault for each 4 KiB costs more than the work on it.
-void* system_allocate(std::size_t size_bytes) {
-  if (size_bytes < kHugePage) return std::aligned_alloc(64, size_bytes);
-  void* data = nullptr;
-  if (posix_memalign(&data, kHugePage, size_bytes) != 0) return nullptr;
-  madvise(data, size_bytes, MADV_HUGEPAGE);  // advice only: failure costs speed, nothing else
-  return data;
 }
 
 }  // namespace
@@ -60,23 +50,30 @@ void* MemoryPool::allocate(std::size_t size_bytes, MemoryCategory category) {
   const std::lock_guard lock(mutex_);
   void* data = nullptr;
   if (device_.type != DeviceType::kMeta) {
-    const std::size_t block_bytes = size_class(size_bytes);
-    auto& cached = free_blocks_[block_bytes];
-    if (!cached.empty()) {
-      data = cached.back();
-      cached.pop_back();
-    } else {
-      data = system_allocate(block_bytes);
-      if (data == nullptr) {
-        trim_locked();
-        data = system_allocate(block_bytes);
-      }
-      if (data == nullptr) throw StorageError(out_of_memory_message(size_bytes));
-      report_.reserved += static_cast<std::int64_t>(block_bytes);
-      ++report_.system_allocations;
+    data = allocate_block(size_bytes);
+    if (data == nullptr) {
+      trim_locked();
+      data = allocate_block(size_bytes);
     }
+    if (data == nullptr) throw StorageError(out_of_memory_message(size_bytes));
   }
   count(static_cast<std::int64_t>(size_bytes), category);
+  return data;
+}
+
+void* MemoryPool::allocate_block(std::size_t size_bytes) {
+  if (size_bytes >= kLargeBlock) return large_blocks_.allocate(size_bytes);
+  const std::size_t block_bytes = size_class(size_bytes);
+  auto& cached = small_blocks_[block_bytes];
+  if (!cached.empty()) {
+    void* data = cached.back();
+    cached.pop_back();
+    return data;
+  }
+  void* data = std::aligned_alloc(64, block_bytes);
+  if (data == nullptr) return nullptr;
+  report_.reserved += static_cast<std::int64_t>(block_bytes);
+  ++report_.system_allocations;
   return data;
 }
 
@@ -84,7 +81,12 @@ void MemoryPool::free(void* data, std::size_t size_bytes, MemoryCategory categor
   if (size_bytes == 0) return;
   const std::lock_guard lock(mutex_);
   count(-static_cast<std::int64_t>(size_bytes), category);
-  if (data != nullptr) free_blocks_[size_class(size_bytes)].push_back(data);
+  if (data == nullptr) return;
+  if (size_bytes >= kLargeBlock) {
+    large_blocks_.free(data, size_bytes);
+  } else {
+    small_blocks_[size_class(size_bytes)].push_back(data);
+  }
 }
 
 void MemoryPool::recategorize(std::size_t size_bytes, MemoryCategory from, MemoryCategory to) noexcept {
@@ -110,7 +112,10 @@ void MemoryPool::note_peak() noexcept {
 
 MemoryReport MemoryPool::report() const {
   const std::lock_guard lock(mutex_);
-  return report_;
+  MemoryReport report = report_;
+  report.reserved += static_cast<std::int64_t>(large_blocks_.reserved_bytes());
+  report.system_allocations += large_blocks_.system_allocations();
+  return report;
 }
 
 void MemoryPool::reset_peak() noexcept {
@@ -140,7 +145,8 @@ void MemoryPool::trim() noexcept {
 }
 
 void MemoryPool::trim_locked() noexcept {
-  for (auto& [block_bytes, blocks] : free_blocks_) {
+  large_blocks_.trim();
+  for (auto& [block_bytes, blocks] : small_blocks_) {
     for (void* block : blocks) std::free(block);
     report_.reserved -= static_cast<std::int64_t>(block_bytes * blocks.size());
     blocks.clear();

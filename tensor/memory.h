@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/context.h"
+#include "tensor/best_fit_arena.h"
 #include "tensor/device.h"
 
 namespace tessera {
@@ -49,8 +50,10 @@ struct MemoryReport {
   }
 };
 
-/// A rank's memory on one device: hands out 64-byte aligned blocks, keeps freed ones for the next request of
-/// their size class, and counts bytes by category. On the meta device it counts and allocates nothing.
+/// A rank's memory on one device: hands out 64-byte aligned blocks, keeps freed ones, and counts bytes by
+/// category. A small block waits for the next request of its size class; large ones, from 1 MiB on, are parts
+/// of long runs of memory, split and merged as they come (tensor/best_fit_arena.h). On the meta device it
+/// counts and allocates nothing.
 ///
 /// Threads   All members may be called from any thread: a storage may be freed by another rank than its
 ///           owner.
@@ -77,7 +80,7 @@ class MemoryPool final : public kernels::WorkspaceSource {
   /// MemoryReport::peak_moment.
   void set_moment(std::string moment);
   void set_place(std::string_view preposition, std::string_view place);
-  /// Gives cached blocks back to the system.
+  /// Gives cached memory back to the system.
   void trim() noexcept;
 
   void* acquire(std::size_t size_bytes) override { return allocate(size_bytes, MemoryCategory::kWorkspace); }
@@ -88,13 +91,15 @@ class MemoryPool final : public kernels::WorkspaceSource {
  private:
   void count(std::int64_t bytes, MemoryCategory category) noexcept;
   void note_peak() noexcept;
+  [[nodiscard]] void* allocate_block(std::size_t size_bytes);
   void trim_locked() noexcept;
   [[nodiscard]] std::string out_of_memory_message(std::size_t size_bytes) const;
 
   Device device_;
   mutable std::mutex mutex_;
-  std::map<std::size_t, std::vector<void*>> free_blocks_;  // by size class
-  MemoryReport report_;
+  detail::BestFitArena large_blocks_;
+  std::map<std::size_t, std::vector<void*>> small_blocks_;  // the free ones, by size class
+  MemoryReport report_;  // reserved and system_allocations of small blocks alone
   std::string moment_, place_;
 };
 
