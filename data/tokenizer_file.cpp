@@ -9,6 +9,7 @@
 
 #include "data/atomic_file.h"
 #include "data/byte_characters.h"
+#include "data/json_depth.h"
 #include "data/text_file.h"
 #include "data/tokenizer.h"
 #include "data/tokenizer_formats.h"
@@ -173,8 +174,12 @@ std::optional<std::pair<std::filesystem::path, std::filesystem::path>> gpt2_file
 }
 
 Tokenizer parse(const std::filesystem::path& path, const std::function<Tokenizer(const Json& root)>& read) {
+  const std::string text = read_text(path);
+  if (detail::nests_too_deep(text)) {
+    throw failure(path, fmt::format("its brackets stand in more than {} others", detail::kMostJsonLevels));
+  }
   try {
-    return read(Json::parse(read_text(path)));
+    return read(Json::parse(text));
   } catch (const nlohmann::json::parse_error& error) {
     throw failure(path, fmt::format("not JSON, or cut short: {}", error.what()));
   } catch (const nlohmann::json::exception& error) {

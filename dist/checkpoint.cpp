@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "data/atomic_file.h"
+#include "data/json_depth.h"
 #include "dist/job.h"
 #include "kernels/error.h"
 #include "kernels/random_key.h"
@@ -270,6 +271,10 @@ CheckpointReader::CheckpointReader(const fs::path& folder, bool with_optimizer) 
   try {
     const std::string text = read_text(source / kIndexFile);
     index_hash_ = kernels::stream_id(text);  // FNV-1a
+    if (data::detail::nests_too_deep(text)) {
+      throw std::out_of_range(
+          fmt::format("its brackets stand in more than {} others", data::detail::kMostJsonLevels));
+    }
     const Json index = Json::parse(text);
     if (index.at("format") != "tessera-checkpoint") throw std::out_of_range("is not a checkpoint's index");
     if (index.at("version").get<int>() > kFormatVersion)

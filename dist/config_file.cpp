@@ -11,12 +11,14 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "data/json_depth.h"
 #include "kernels/error.h"
 #include "kernels/suggest.h"
 
 namespace tessera::dist {
 
 using Json = nlohmann::ordered_json;
+using data::detail::kMostJsonLevels;
 
 struct ConfigFile::Object {
   Json json = Json::object();
@@ -59,7 +61,11 @@ ConfigFile ConfigFile::parse(const std::string& json, const std::string& origin)
   auto object = std::make_shared<Object>();
   object->place = origin;
   std::vector<std::set<std::string>> keys;  // of the objects around the place that is read
-  const auto refuse_twice_given = [&](int /*depth*/, Json::parse_event_t event, Json& parsed) {
+  const auto refuse = [&](int depth, Json::parse_event_t event, Json& parsed) {
+    if (static_cast<std::size_t>(depth) >
+        kMostJsonLevels) {  // a value that is copied or printed calls itself for each of them
+      throw ConfigError(fmt::format("{}: brackets stand in more than {} others", origin, kMostJsonLevels));
+    }
     if (event == Json::parse_event_t::object_start) keys.emplace_back();
     if (event == Json::parse_event_t::object_end) keys.pop_back();
     if (event == Json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second) {
@@ -68,7 +74,7 @@ ConfigFile ConfigFile::parse(const std::string& json, const std::string& origin)
     return true;
   };
   try {
-    object->json = Json::parse(json, refuse_twice_given, /*allow_exceptions=*/true, /*ignore_comments=*/true);
+    object->json = Json::parse(json, refuse, /*allow_exceptions=*/true, /*ignore_comments=*/true);
   } catch (const Json::exception& error) {
     throw ConfigError(fmt::format("{}: is not valid JSON: {}", origin, error.what()));
   }

@@ -13,6 +13,7 @@
 
 #include "autograd/grad_mode.h"
 #include "data/atomic_file.h"
+#include "data/json_depth.h"
 #include "dist/hugging_face_config.h"
 #include "kernels/error.h"
 #include "nn/gpt2.h"
@@ -61,6 +62,9 @@ Shape transposed_shape(const Shape& shape) { return {shape[1], shape[0]}; }
 std::map<std::string, std::string> read_index(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
   const std::string text(std::istreambuf_iterator<char>(file), {});
+  if (data::detail::nests_too_deep(text)) {
+    fail(path, fmt::format("its brackets stand in more than {} others", data::detail::kMostJsonLevels));
+  }
   try {
     const Json map = Json::parse(text).at("weight_map");
     if (!map.is_object() || map.empty()) fail(path, "'weight_map' does not say which file has which tensor");

@@ -356,6 +356,9 @@ TEST(Config, RefusesWhatIsNotJson) {
                {"\"steps_per_print\" is given twice"});
   expect_parts(error_of(R"({"bf16": {"enabled": true, "enabled": false}})"), {"\"enabled\" is given twice"});
   EXPECT_NO_THROW(static_cast<void>(read(R"({"bf16": {"enabled": true}, "fp16": {"enabled": false}})")));
+  // Closed brackets are JSON, but a message about such a value took the stack.
+  const std::string deep = std::string(300000, '[') + std::string(300000, ']');
+  expect_parts(error_of("{\"steps_per_print\": " + deep + "}"), {"stand in more than 100 others"});
 }
 
 TEST(Config, TakesCommentsAutoAndIntegersWithAnExponent) {
