@@ -93,6 +93,7 @@ bool is_hugging_face_folder(const fs::path& folder) {
 HuggingFaceReader::HuggingFaceReader(const fs::path& folder) : folder_(folder) {
   const detail::HuggingFaceConfig config = detail::read_hugging_face_config(folder / kConfigFile);
   description_ = config.description;
+  layers_ = config.layers;
   is_gpt2_ = config.is_gpt2;
   is_tied_ = config.is_tied;
   find_files();
@@ -129,6 +130,11 @@ void HuggingFaceReader::find_files() {
 }
 
 void HuggingFaceReader::find_tensors() {
+  // Each layer has tensors: a number that somebody made up must not build a model of billions of them.
+  if (layers_ > static_cast<std::int64_t>(file_of_.size())) {
+    fail(folder_, fmt::format("{} says that the model has {} layers, but there are only {} tensors",
+                              kConfigFile, layers_, file_of_.size()));
+  }
   std::map<std::string, Shape> wanted;  // by our name; a tied head is not among them
   {
     const DeviceScope scope(meta);
@@ -162,6 +168,10 @@ void HuggingFaceReader::find_tensors() {
       fail(folder_,
            fmt::format("'{}' is {}, but {} makes it {}", stored_name, to_string(entry->shape), kConfigFile,
                        to_string(place.transposed ? transposed_shape(found->second) : found->second)));
+    }
+    if (!is_floating(entry->dtype)) {
+      fail(folder_, fmt::format("'{}' is {}; weights must be of a floating dtype", stored_name,
+                                tessera::name(entry->dtype)));
     }
     if (!places_.emplace(name, place).second)
       fail(folder_, fmt::format("'{}' is there with and without its prefix", name));

@@ -59,6 +59,7 @@ class HuggingFaceReader {
 
   std::filesystem::path folder_;
   std::string description_;
+  std::int64_t layers_ = 0;
   bool is_gpt2_ = false, is_tied_ = false;
   std::vector<data::SafetensorsFile> files_;
   std::map<std::string, std::size_t> file_of_;  ///< by the name there

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 
+#include "data/json_depth.h"
 #include "kernels/error.h"
 #include "nn/gpt2.h"
 #include "nn/llama.h"
@@ -66,14 +67,30 @@ class Keys {
   void require(bool condition, const char* key, const char* ours) const {
     if (!condition) fail(key, fmt::format("is {}; this model has {}", find(key).dump(), ours));
   }
+  [[nodiscard]] bool has(const char* key) const { return !find(key).is_null(); }
+  // A number that may stand under either name, as transformers takes it.
+  [[nodiscard]] std::int64_t count_of(const char* key, const char* other, std::int64_t fallback) const {
+    const std::int64_t value = count(key, count(other, fallback));
+    if (count(other, value) != value)
+      fail(other, fmt::format("is {}, but '{}', which is the same, is {}", count(other, value), key, value));
+    return value;
+  }
 
  private:
   const fs::path& path_;
   Json json_;
 };
 
+// What either family may have there, and ours have not.
+void refuse_others(const Keys& keys) {
+  keys.require(keys.boolean("is_causal", true), "is_causal", "true");
+  if (keys.has("quantization_config"))
+    keys.fail("quantization_config", "is there; only weights that were not quantised are read");
+}
+
 HuggingFaceConfig read_gpt2(const Keys& keys) {
-  const std::int64_t width = keys.count("n_embd", 768);
+  const std::int64_t width = keys.count_of("n_embd", "hidden_size", 768),
+                     layers = keys.count_of("n_layer", "num_hidden_layers", 12);
   const double dropout = keys.number("resid_pdrop", 0.1);
   const std::string activation = keys.text("activation_function", "gelu_new");
   keys.require(activation == "gelu_new" || activation == "gelu_pytorch_tanh", "activation_function",
@@ -88,36 +105,48 @@ HuggingFaceConfig read_gpt2(const Keys& keys) {
   for (const char* key : {"embd_pdrop", "attn_pdrop"})
     keys.require(keys.number(key, 0.1) == dropout, key, "one dropout for all: make it equal to resid_pdrop");
   if (dropout >= 1.0) keys.fail("resid_pdrop", "must be below 1");
-  return {
-      .description = fmt::format("family=gpt2,layers={},heads={},width={},context={},vocab={},dropout={}",
-                                 keys.count("n_layer", 12), keys.count("n_head", 12), width,
-                                 keys.count("n_positions", 1024), keys.count("vocab_size", 50257), dropout),
-      .is_gpt2 = true,
-      .is_tied = true};
+  return {.description = fmt::format("family=gpt2,layers={},heads={},width={},context={},vocab={},dropout={}",
+                                     layers, keys.count_of("n_head", "num_attention_heads", 12), width,
+                                     keys.count_of("n_positions", "max_position_embeddings", 1024),
+                                     keys.count("vocab_size", 50257), dropout),
+          .layers = layers,
+          .is_gpt2 = true,
+          .is_tied = true};
 }
 
-// ",rotary_base=..." and what Llama 3.1 adds to it. Version 5 of transformers has one section for both.
-std::string read_rotary(const Keys& keys, const fs::path& path) {
-  const char* section_name = keys.find("rope_parameters").is_null() ? "rope_scaling" : "rope_parameters";
+// ",rotary_base=..." and what Llama 3.1 adds to it. Version 5 of transformers has one section for both; where
+// an older one is there too, that one counts, unless it is empty.
+std::string read_rotary(const Keys& keys, const fs::path& path, std::int64_t context) {
+  const Json older = keys.find("rope_scaling");
+  const char* section_name = older.is_null() || older.empty() ? "rope_parameters" : "rope_scaling";
   const Json section = keys.find(section_name);
   double base = keys.number("rope_theta", 10000.0);
+  keys.require(keys.number("partial_rotary_factor", 1.0) == 1.0, "partial_rotary_factor", "1");
   if (section.is_null()) return fmt::format(",rotary_base={}", base);
   const Keys rotary(path, section);
   base = rotary.number("rope_theta", base);
+  rotary.require(rotary.number("partial_rotary_factor", 1.0) == 1.0, "partial_rotary_factor", "1");
   const std::string type = rotary.text("rope_type", rotary.text("type", "default").c_str());
   if (type == "default") return fmt::format(",rotary_base={}", base);
   if (type != "llama3") {
     keys.fail(section_name, fmt::format("is of type '{}'; this model has 'default' and 'llama3'", type));
   }
+  for (const char* key : {"factor", "low_freq_factor", "high_freq_factor"}) {
+    if (!rotary.has(key)) rotary.fail(key, fmt::format("is missing in {}", section_name));
+  }
+  // The context that the scaling began with: beside the section, in it, or the model's own.
+  const char* original = "original_max_position_embeddings";
   return fmt::format(",rotary_base={},rotary_factor={},rotary_low={},rotary_high={},rotary_context={}", base,
                      rotary.number("factor", 1.0), rotary.number("low_freq_factor", 1.0),
                      rotary.number("high_freq_factor", 4.0),
-                     rotary.count("original_max_position_embeddings", 8192));
+                     keys.count(original, rotary.count(original, context)));
 }
 
 HuggingFaceConfig read_llama(const Keys& keys, const fs::path& path) {
   const std::int64_t width = keys.count("hidden_size", 4096);
   const std::int64_t heads = keys.count("num_attention_heads", 32);
+  const std::int64_t layers = keys.count("num_hidden_layers", 32);
+  const std::int64_t context = keys.count("max_position_embeddings", 2048);
   const bool tied = keys.boolean("tie_word_embeddings", false);
   const double dropout = keys.number("attention_dropout", 0.0);
   keys.require(keys.text("hidden_act", "silu") == "silu", "hidden_act", "silu");
@@ -129,10 +158,10 @@ HuggingFaceConfig read_llama(const Keys& keys, const fs::path& path) {
   return {.description = fmt::format(
               "family=llama,layers={},heads={},kv_heads={},width={},hidden={},context={},vocab={}{},"
               "epsilon={},tied={},dropout={}",
-              keys.count("num_hidden_layers", 32), heads, keys.count("num_key_value_heads", heads), width,
-              keys.count("intermediate_size", 11008), keys.count("max_position_embeddings", 2048),
-              keys.count("vocab_size", 32000), read_rotary(keys, path), keys.number("rms_norm_eps", 1e-6),
-              tied ? 1 : 0, dropout),
+              layers, heads, keys.count("num_key_value_heads", heads), width,
+              keys.count("intermediate_size", 11008), context, keys.count("vocab_size", 32000),
+              read_rotary(keys, path, context), keys.number("rms_norm_eps", 1e-6), tied ? 1 : 0, dropout),
+          .layers = layers,
           .is_gpt2 = false,
           .is_tied = tied};
 }
@@ -192,9 +221,14 @@ HuggingFaceConfig read_hugging_face_config(const fs::path& path) {
   if (const auto size = fs::file_size(path, error); !error && size > static_cast<std::uintmax_t>(kMostBytes))
     throw DataError(fmt::format("{}: {} bytes are too many for a config.json", path.string(), size));
   const std::string text(std::istreambuf_iterator<char>(file), {});
+  if (data::detail::nests_too_deep(text)) {
+    throw DataError(fmt::format("{}: its brackets stand in more than {} others", path.string(),
+                                data::detail::kMostJsonLevels));
+  }
   try {
     const Keys keys(path, Json::parse(text));
     const std::string type = keys.text("model_type", "");
+    if (type == "gpt2" || type == "llama") refuse_others(keys);
     if (type == "gpt2") return read_gpt2(keys);
     if (type == "llama") return read_llama(keys, path);
     keys.fail("model_type", fmt::format("is '{}'; the families are 'gpt2' and 'llama'", type));

@@ -14,8 +14,9 @@ namespace tessera::dist::detail {
 /// What config.json says that the weights do not.
 struct HuggingFaceConfig {
   std::string description;  ///< for nn::make_language_model
-  bool is_gpt2 = false;     ///< else a Llama
-  bool is_tied = false;     ///< output layer and embedding are one
+  std::int64_t layers = 0;
+  bool is_gpt2 = false;  ///< else a Llama
+  bool is_tied = false;  ///< output layer and embedding are one
 };
 
 /// Keys that are missing have the defaults of transformers; keys that do not change what a model computes

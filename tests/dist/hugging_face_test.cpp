@@ -186,6 +186,49 @@ TEST(HuggingFace, ReadsRotationsAsOlderVersionsWroteThem) {
   EXPECT_GT(largest, 1e-3);
 }
 
+// The section of an older version counts where both are there, and the context that scaling began with may
+// stand beside the section (which then has no say), in it, or be the model's own. All as LlamaConfig of
+// transformers resolves it: the logits stay its.
+TEST(HuggingFace, TakesRotationsFromWhereTransformersDoes) {
+  const HuggingFaceCase& c = case_named("Llama 3.1, tied");
+  const Json good = Json::parse(c.config);
+  const Json rope = good["rope_parameters"];
+  const char* original = "original_max_position_embeddings";
+  ASSERT_EQ(rope[original], good["max_position_embeddings"]);
+  Json without = rope, wrong = rope;
+  without.erase(original);
+  wrong[original] = 4;
+  const std::vector<std::pair<const char*, Json>> changes = {
+      {"the model's context", {{"rope_parameters", without}}},
+      {"beside the section", {{"rope_parameters", wrong}, {original, 16}}},
+      {"both sections", {{"rope_scaling", rope}, {"rope_parameters", {{"rope_type", "default"}}}}},
+      {"an empty older section", {{"rope_scaling", Json::object()}}}};
+  for (const auto& [name, change] : changes) {
+    const TemporaryFolder folder;
+    ASSERT_NO_FATAL_FAILURE(write_folder(folder.path(), c));
+    Json config = good;
+    config.update(change);
+    write_file(folder / "config.json", config.dump());
+    expect_logits(*load_hugging_face(folder.path()), c.logits, name);
+  }
+}
+
+// GPT2Config takes the sizes by the names of other families, too.
+TEST(HuggingFace, TakesSizesOfGpt2ByTheirOtherNames) {
+  const HuggingFaceCase& c = case_named("GPT-2");
+  const TemporaryFolder folder;
+  ASSERT_NO_FATAL_FAILURE(write_folder(folder.path(), c));
+  Json config = Json::parse(c.config);
+  for (const auto& [ours, other] :
+       {std::pair{"n_embd", "hidden_size"}, std::pair{"n_layer", "num_hidden_layers"},
+        std::pair{"n_head", "num_attention_heads"}, std::pair{"n_positions", "max_position_embeddings"}}) {
+    config[other] = config[ours];
+    config.erase(ours);
+  }
+  write_file(folder / "config.json", config.dump());
+  expect_logits(*load_hugging_face(folder.path()), c.logits, "other names");
+}
+
 // GPT-2's first checkpoints hold masks beside the weights, and some an output layer beside the embedding.
 TEST(HuggingFace, LeavesOutTablesAndATiedHead) {
   const HuggingFaceCase& c = case_named("GPT-2");
@@ -232,6 +275,11 @@ TEST(HuggingFace, RefusesModelsThatItWouldNotComputeTheSame) {
       {"GPT-2", "n_layer", 1e30, "not a whole number from 1"},
       {"GPT-2", "n_layer", 3, "'transformer.h.2.attn.c_attn.bias' is missing"},
       {"GPT-2", "n_layer", 1, "is no tensor of this model"},
+      {"GPT-2", "n_layer", 2000000000, "2000000000 layers, but there are only 28 tensors"},
+      {"GPT-2", "num_attention_heads", 4, "is 4, but 'n_head', which is the same, is 2"},
+      {"GPT-2", "is_causal", false, "'is_causal' is false"},
+      {"Llama", "is_causal", false, "'is_causal' is false"},
+      {"Llama", "quantization_config", Json{{"quant_method", "gptq"}}, "'quantization_config' is there"},
       {"GPT-2", "n_head", 3, "heads must divide width"},
       {"GPT-2", "n_positions", 9, "'transformer.wpe.weight' is [8, 8], but config.json makes it [9, 8]"},
       {"GPT-2", "vocab_size", 12, "'transformer.wte.weight' is [11, 8]"},
@@ -246,6 +294,10 @@ TEST(HuggingFace, RefusesModelsThatItWouldNotComputeTheSame) {
       {"Llama", "rms_norm_eps", "small", "not a number"},
       {"Llama", "rope_parameters", Json{{"rope_type", "yarn"}, {"factor", 2.0}}, "'yarn'"},
       {"Llama", "rope_parameters", 7, "is not an object of keys"},
+      {"Llama", "rope_parameters", Json{{"rope_type", "llama3"}, {"factor", 2.0}},
+       "'low_freq_factor' is missing"},
+      {"Llama", "rope_parameters", Json{{"partial_rotary_factor", 0.5}}, "'partial_rotary_factor' is 0.5"},
+      {"Llama", "partial_rotary_factor", 0.5, "'partial_rotary_factor' is 0.5"},
       {"Llama", "rope_parameters",
        Json{{"rope_type", "llama3"}, {"factor", 2.0}, {"low_freq_factor", 4.0}, {"high_freq_factor", 4.0}},
        "low below high"},
@@ -283,7 +335,11 @@ TEST(HuggingFace, RefusesFoldersThatAreDamaged) {
   refused([](const fs::path& f) { fs::remove(f / "config.json"); }, "config.json: there is no such file");
   refused([](const fs::path& f) { write_file(f / "config.json", "{\"model_type\": "); }, "not JSON");
   refused([](const fs::path& f) { write_file(f / "config.json", "[]"); }, "not an object of keys");
-  refused([](const fs::path& f) { write_file(f / "config.json", std::string(100000, '[')); }, "not JSON");
+  refused([](const fs::path& f) { write_file(f / "config.json", std::string(100, '[')); }, "not JSON");
+  // Closed brackets are JSON. To copy or print them took the stack.
+  const std::string deep = "{\"weight_map\": " + std::string(300000, '[') + std::string(300000, ']') + "}";
+  for (const char* name : {"config.json", "model.safetensors.index.json"})
+    refused([&](const fs::path& f) { write_file(f / name, deep); }, "stand in more than 100 others");
   refused([](const fs::path& f) { fs::remove(f / "model.safetensors.index.json"); }, "holds neither");
   refused([](const fs::path& f) { fs::remove(f / "model-00002-of-00004.safetensors"); },
           "No such file or directory");
@@ -297,6 +353,18 @@ TEST(HuggingFace, RefusesFoldersThatAreDamaged) {
           "says that 'more' is in model-00001-of-00004.safetensors, but it is not there");
   refused(edit_index([](Json& j) { j["weight_map"].erase("model.norm.weight"); }),
           "tensors, but its files hold");
+}
+
+TEST(HuggingFace, RefusesWeightsThatAreWholeNumbers) {
+  const HuggingFaceCase& c = case_named("GPT-2");
+  const TemporaryFolder folder;
+  ASSERT_NO_FATAL_FAILURE(write_folder(folder.path(), c));
+  NamedTensors tensors = data::SafetensorsFile::open(folder / "model.safetensors").read_all();
+  tensors[0].second = tensors[0].second.to(kI32);
+  fs::remove(folder / "model.safetensors");
+  data::write_safetensors(folder / "model.safetensors", tensors);
+  expect_error<DataError>([&] { (void)load_hugging_face(folder.path()); },
+                          {tensors[0].first, "is i32", "floating"});
 }
 
 TEST(HuggingFace, RefusesToSaveWhatIsNone) {
