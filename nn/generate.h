@@ -46,7 +46,7 @@ struct GenerateOptions {
 ///
 /// Beyond the context the window slides: the later half of the tokens is read again as a new beginning.
 /// Errors   ConfigError for an empty prompt and for options out of range; IndexError for an id outside of
-///          the vocabulary; NonFiniteError if the model gives a logit that is NaN.
+///          the vocabulary; NonFiniteError if the model gives a logit that is NaN or +inf.
 /// Example  const auto ids = tokenizer.encode("In the beginning");
 ///          const std::vector<std::int64_t> prompt(ids.begin(), ids.end());
 ///          generate(model, prompt, {.tokens = 50, .temperature = 0.8, .top_k = 40});
@@ -68,7 +68,8 @@ std::vector<std::vector<std::int64_t>> generate_batch(LanguageModel& model,
 /// The probability of each token. `seen`: tokens that were there, in any order, any number of times.
 ///
 /// Equals   Of two tokens that are equally likely at the edge of top_k or top_p, the lower id stays.
-/// Errors   ConfigError for a setting out of range; NonFiniteError for a logit that is NaN.
+/// Errors   ConfigError for a setting out of range; NonFiniteError for a logit that is NaN or +inf, or if all
+///          are -inf.
 [[nodiscard]] std::vector<double> token_probabilities(std::span<const double> logits,
                                                       const Sampling& sampling,
                                                       std::span<const std::int64_t> seen = {});

@@ -14,17 +14,18 @@ namespace {
 
 void check(std::span<const double> logits, const Sampling& sampling) {
   if (logits.empty()) throw ConfigError("generate: there are no logits to draw from");
-  if (!(sampling.temperature >= 0.0) || sampling.top_k < 0) {
-    throw ConfigError(fmt::format("generate: temperature and top_k must not be negative, but are {} and {}",
-                                  sampling.temperature, sampling.top_k));
+  if (!(sampling.temperature >= 0.0) || std::isinf(sampling.temperature) || sampling.top_k < 0) {
+    throw ConfigError(
+        fmt::format("generate: temperature and top_k must be finite and not negative, but are {} and {}",
+                    sampling.temperature, sampling.top_k));
   }
   if (!(sampling.top_p > 0.0 && sampling.top_p <= 1.0)) {
     throw ConfigError(
         fmt::format("generate: top_p must be above 0 and at most 1, but is {}", sampling.top_p));
   }
-  if (!(sampling.repetition_penalty > 0.0)) {
-    throw ConfigError(
-        fmt::format("generate: repetition_penalty must be above 0, but is {}", sampling.repetition_penalty));
+  if (!(sampling.repetition_penalty > 0.0) || std::isinf(sampling.repetition_penalty)) {
+    throw ConfigError(fmt::format("generate: repetition_penalty must be finite and above 0, but is {}",
+                                  sampling.repetition_penalty));
   }
   if (const auto nan = std::ranges::find_if(logits, [](double x) { return std::isnan(x); });
       nan != logits.end()) {
@@ -56,6 +57,12 @@ Candidates candidates(std::span<const double> original, const Sampling& sampling
   const std::vector<double> logits = penalized(original, sampling.repetition_penalty, seen);
   const auto logit = [&logits](std::int64_t token) { return logits[static_cast<std::size_t>(token)]; };
   const auto likeliest = std::ranges::max_element(logits);
+  // Of +inf, and where all are -inf, the differences below would be NaN, and any token be drawn.
+  if (std::isinf(*likeliest)) {
+    throw NonFiniteError(
+        *likeliest > 0.0 ? fmt::format("generate: the logit of token {} is inf", likeliest - logits.begin())
+                         : "generate: all logits are -inf, so no token can come");
+  }
   if (sampling.temperature == 0.0) return {{likeliest - logits.begin()}, {1.0}, 1.0};
 
   Candidates result;

@@ -100,6 +100,31 @@ TEST(Sampling, APenaltyWorksWithoutTemperatureToo) {
 }
 
 // Prompts of 1 to 30 tokens, beyond the context of 12; texts that slide several times.
+// A token whose logit is -inf cannot come. Differences of infinities are NaN: with them any token might.
+TEST(Sampling, InfiniteLogitsAreTakenOrRefused) {
+  constexpr double kInf = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(
+      token_probabilities(std::vector<double>{-kInf, 1.0, -kInf, 1.0}, {.repetition_penalty = 1.5}, Ids{0}),
+      (std::vector<double>{0.0, 0.5, 0.0, 0.5}));
+  EXPECT_EQ(sample_token(std::vector<double>{-kInf, 1.0, -kInf}, {}, 0.0), 1);
+  for (const double temperature : {0.0, 1.0}) {
+    const Sampling sampling{.temperature = temperature};
+    expect_error<NonFiniteError>(
+        [&] {
+          (void)sample_token(std::vector<double>{0.0, kInf, 1.0}, sampling, 0.5);
+        },
+        "the logit of token 1 is inf");
+    expect_error<NonFiniteError>(
+        [&] {
+          (void)sample_token(std::vector<double>{-kInf, -kInf}, sampling, 0.5);
+        },
+        "all logits are -inf");
+  }
+  const std::vector<double> logits = {1.0, 2.0};
+  expect_error<ConfigError>([&] { (void)sample_token(logits, {.temperature = kInf}, 0.5); }, "finite");
+  expect_error<ConfigError>([&] { (void)sample_token(logits, {.repetition_penalty = kInf}, 0.5); }, "finite");
+}
+
 TEST(GenerateBatch, GivesForEachPromptWhatItGivesAlone) {
   std::vector<Ids> prompts;
   for (const std::size_t length : {3, 1, 12, 7, 30, 3}) {
