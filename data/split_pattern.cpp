@@ -28,37 +28,133 @@ std::string message_of(int error) {
   throw DataError(fmt::format("pattern '{}': {}", pattern, reason));
 }
 
-// The same in PCRE2's words: \s and \S by name. Refuses what other libraries understand otherwise.
-std::string translated(const std::string& pattern) {
-  std::string result;
-  bool in_class = false;
-  for (std::size_t i = 0; i < pattern.size(); ++i) {
-    const char c = pattern[i];
-    if (c == '\\' && i + 1 < pattern.size()) {
-      const char escaped = pattern[++i];
-      const bool is_letter = (escaped >= 'a' && escaped <= 'z') || (escaped >= 'A' && escaped <= 'Z');
-      const bool is_digit = escaped >= '0' && escaped <= '9';
-      if (escaped == 's' || escaped == 'S') {
-        result += escaped == 's' ? "\\p{White_Space}" : "\\P{White_Space}";
+pcre2_code* compile(const std::string& text, int& error, PCRE2_SIZE& where) {
+  return pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
+                       PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C | PCRE2_NO_AUTO_CAPTURE, &error,
+                       &where, nullptr);
+}
+
+bool compiles(const std::string& text) {
+  int error = 0;
+  PCRE2_SIZE where = 0;
+  pcre2_code* code = compile(text, error, where);
+  pcre2_code_free(code);
+  return code != nullptr;
+}
+
+// Puts a pattern into PCRE2's words. Refuses what other libraries understand otherwise.
+class Translation {
+ public:
+  explicit Translation(const std::string& pattern) : pattern_(pattern) {}
+
+  std::string run() {
+    for (bool in_class = false; at_ < pattern_.size();) {
+      const char c = pattern_[at_];
+      if (c == '\\' && at_ + 1 < pattern_.size()) {
+        escape();
         continue;
       }
-      if (is_digit || (is_letter && std::string_view("dDpPrntfx").find(escaped) == std::string_view::npos))
-        refuse(pattern, fmt::format("libraries of regular expressions differ in what \\{} means", escaped));
-      result += c;
-      result += escaped;
-      continue;
+      if (in_class) {
+        if (c == '[') refuse(pattern_, "classes within classes are not known here");
+        if (c == '&' && next() == '&') refuse(pattern_, "intersections of classes are not known here");
+        in_class = c != ']';
+        take(1);
+      } else if (c == '[') {
+        in_class = true;
+        take(next() == '^' ? 2 : 1);
+        if (at_ < pattern_.size() && pattern_[at_] == ']') take(1);  // as the first it is one of the class
+      } else {
+        outside_of_classes(c);
+      }
     }
-    if (!in_class && (c == '^' || c == '$')) refuse(pattern, fmt::format("'{}' has no place in it", c));
-    if (in_class && c == '[') refuse(pattern, "classes within classes are not known here");
-    if (in_class && c == '&' && i + 1 < pattern.size() && pattern[i + 1] == '&')
-      refuse(pattern, "intersections of classes are not known here");
-    if (c == '[') in_class = true;
-    if (c == ']') in_class = false;
-    result += c;
-    if (c == '[' && i + 1 < pattern.size() && pattern[i + 1] == '^') result += pattern[++i];
+    return std::move(result_);
   }
-  return result;
-}
+
+ private:
+  [[nodiscard]] char next(std::size_t distance = 1) const {
+    return at_ + distance < pattern_.size() ? pattern_[at_ + distance] : '\0';
+  }
+  void take(std::size_t count) {
+    result_.append(pattern_, at_, count);
+    at_ = std::min(at_ + count, pattern_.size());
+  }
+  [[noreturn]] void refuse_differing(std::string_view what) const {
+    refuse(pattern_, fmt::format("libraries of regular expressions differ in what {} means", what));
+  }
+  // Of \p{Name} or \x{41}; 2 if no bracket is opened.
+  [[nodiscard]] std::size_t length_of_escape() const {
+    if (next(2) != '{') return 2;
+    const std::size_t end = pattern_.find('}', at_);
+    return end == std::string::npos ? 2 : end + 1 - at_;
+  }
+
+  void escape() {
+    const char escaped = next();
+    const bool is_letter = (escaped >= 'a' && escaped <= 'z') || (escaped >= 'A' && escaped <= 'Z');
+    const bool is_digit = escaped >= '0' && escaped <= '9';
+    if (escaped == 's' || escaped == 'S') {
+      result_ += escaped == 's' ? "\\p{White_Space}" : "\\P{White_Space}";
+      at_ += 2;
+      return;
+    }
+    if (is_digit || (is_letter && std::string_view("dDpPrntfx").find(escaped) == std::string_view::npos))
+      refuse_differing(fmt::format("\\{}", escaped));
+    if (escaped == 'p' || escaped == 'P') return property();
+    take(escaped == 'x' ? length_of_escape() : 2);
+  }
+
+  // \p{Han} is the script in other libraries. To PCRE2 it is the script with what other scripts share with
+  // it, 、 and 「 say, since version 10.40, where \p{sc:Han} is the script alone.
+  void property() {
+    const std::size_t length = length_of_escape();
+    if (length == 2) refuse_differing(fmt::format("\\{} without brackets", next()));
+    if (length > 4) {
+      const bool negated = next(3) == '^';
+      const std::string name = pattern_.substr(at_ + (negated ? 4 : 3), length - (negated ? 5 : 4));
+      if (compiles("\\p{sc:" + name + "}")) {
+        result_ += fmt::format("\\{}{{{}sc:{}}}", next(), negated ? "^" : "", name);
+        at_ += length;
+        return;
+      }
+    }
+    take(length);
+  }
+
+  void outside_of_classes(char c) {
+    if (c == '^' || c == '$') refuse(pattern_, fmt::format("'{}' has no place in it", c));
+    if (c == '(' && next() == '*') refuse_differing("(*");
+    if (c == '(' && next() == '?') check_flags();
+    if (c == '{') check_count();
+    take(1);
+  }
+
+  // (?m) lets a dot be a line feed to Oniguruma, and ^ be behind each line feed to the others.
+  void check_flags() const {
+    const std::size_t begin = at_ + 2, end = pattern_.find_first_not_of("imsxnUJ-", begin);
+    if (end == std::string::npos || (pattern_[end] != ')' && pattern_[end] != ':')) return;  // no flags
+    for (const char flag : std::string_view(pattern_).substr(begin, end - begin)) {
+      if (flag != 'i' && flag != 'x' && flag != '-') refuse_differing(fmt::format("(?{}", flag));
+    }
+  }
+
+  // x{2,3}+ is x{2,3} once or more to Oniguruma, and not to be given back to the others; x{2}? is x{2} or
+  // nothing; x{,3} is taken by its letters by some.
+  void check_count() const {
+    const auto digits_end = [this](std::size_t i) { return pattern_.find_first_not_of("0123456789", i); };
+    const std::size_t first_end = std::min(digits_end(at_ + 1), pattern_.size());
+    const bool is_range = first_end < pattern_.size() && pattern_[first_end] == ',';
+    const std::size_t end = is_range ? std::min(digits_end(first_end + 1), pattern_.size()) : first_end;
+    if (end == pattern_.size() || pattern_[end] != '}') return;  // a bracket that opens nothing
+    const char behind = end + 1 < pattern_.size() ? pattern_[end + 1] : '\0';
+    const bool has_least = first_end > at_ + 1;
+    const bool differs = !has_least ? end > first_end + 1 : behind == '+' || (behind == '?' && !is_range);
+    if (differs) refuse_differing(pattern_.substr(at_, end + (has_least ? 2 : 1) - at_));
+  }
+
+  const std::string& pattern_;
+  std::size_t at_ = 0;
+  std::string result_;
+};
 
 }  // namespace
 
@@ -70,12 +166,10 @@ struct SplitPattern::Code {
 SplitPattern::SplitPattern(const std::string& pattern) : code_(std::make_unique<Code>()) {
   if (pattern.size() > kMaxPatternBytes)
     throw DataError(fmt::format("pattern: {} bytes are too many for one", pattern.size()));
-  const std::string text = translated(pattern);
+  const std::string text = Translation(pattern).run();
   int error = 0;
   PCRE2_SIZE where = 0;
-  code_->compiled = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
-                                  PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C | PCRE2_NO_AUTO_CAPTURE,
-                                  &error, &where, nullptr);
+  code_->compiled = compile(text, error, where);
   if (code_->compiled == nullptr)
     refuse(pattern, fmt::format("{} (at byte {} of '{}')", message_of(error), where, text));
   std::uint32_t look_behind = 0;

@@ -11,9 +11,10 @@ namespace tessera::data::detail {
 /// A regular expression that cuts texts into pieces, as files of tokenizers hold it: over Unicode, in the
 /// syntax that Perl, Oniguruma and Rust's fancy-regex have in common.
 ///
-/// `\s` is the property White_Space, as there; PCRE2's own has U+180E besides.
+/// `\s` is the property White_Space, as there; PCRE2's own has U+180E besides. `\p{Han}` is the script alone.
 /// Errors    DataError for one that does not compile, that looks back before its match (a stream no longer
-///           has that text), or whose meaning depends on the library (`\w`, `\b`, `\h`, `^`, `$`, ...).
+///           has that text), or whose meaning depends on the library (`\w`, `\b`, `\h`, `^`, `$`, `x{2}+`,
+///           `x{,2}`, `(?m)`, ...).
 /// Threads   Any number of cutters may use one.
 class SplitPattern {
  public:

@@ -243,6 +243,17 @@ TEST(TokenizersFromElsewhere, AreRefusedWithTheReason) {
   }
 }
 
+// Brackets that are closed are JSON. To copy or print them took the stack.
+TEST(TokenizersFromElsewhere, OfBracketsAloneAreRefused) {
+  const TemporaryFolder folder;
+  const std::string deep = std::string(300000, '[') + std::string(300000, ']');
+  for (const std::string& text :
+       {"{\"model\": {\"vocab\": " + deep + "}}", "{\"added_tokens\": " + deep + ", \"model\": {}}"}) {
+    write_file(folder / "tokenizer.json", text);
+    expect_error<DataError>([&] { (void)Tokenizer::load(folder.path()); }, {"stand in more than 100 others"});
+  }
+}
+
 TEST(TokenizersFromElsewhere, DamagedAtRandomAreRefusedOrLoad) {
   const std::string good = read_file(kFolder / "llama3/tokenizer.json");
   const TemporaryFolder folder;
@@ -288,13 +299,30 @@ TEST(SplitPattern, CutsAtMatchesAndKeepsWhatLiesBetween) {
 }
 
 TEST(SplitPattern, RefusesWhatLibrariesUnderstandDifferently) {
-  for (const char* pattern : {"\\w+", "a\\b", "\\h", "^a", "a$", "(a)\\1", "[[:alpha:]]", "[a&&b]", "(?<=a)b",
-                              "(", "[", "\\", "a{2", "\\p{Nonsense}", "\\X", "\\C", "\\K"}) {
-    const bool is_literal = std::string_view(pattern) == "a{2";  // a brace that opens nothing is a brace
-    if (is_literal) continue;
+  for (const char* pattern : {"\\w+",   "a\\b",         "\\h",           "^a",       "a$",
+                              "(a)\\1", "[[:alpha:]]",  "[a&&b]",        "(?<=a)b",  "(",
+                              "[",      "\\",           "\\p{Nonsense}", "\\pL", "\\X",      "\\C",
+                              "\\K",    "\\p{N}{1,3}+", "a{2}+",         "a{2,}+",   "a{2}?",
+                              "a{,2}",  "(?m).",        "(?s:.)",        "(?i-m:.)", "(*UCP)a",
+                              "[]a[]"}) {
     SCOPED_TRACE(pattern);
     expect_error<DataError>([&] { const detail::SplitPattern compiled(pattern); }, {"pattern '"});
   }
+}
+
+// As Oniguruma cuts them, which Hugging Face's tokenizers have.
+TEST(SplitPattern, TakesScriptsCountsAndFlagsAsOtherLibrariesDo) {
+  using Pieces = std::vector<std::string>;
+  EXPECT_EQ(pieces("\\p{Han}+", "漢、字〇々。ー漢"), (Pieces{"漢", "、", "字〇々", "。ー", "漢"}));
+  EXPECT_EQ(pieces("[\\p{Han}x]+", "漢x、"), (Pieces{"漢x", "、"}));
+  EXPECT_EQ(pieces("\\P{Han}+|\\p{^Greek}", "漢、α"), (Pieces{"漢", "、α"}));
+  EXPECT_EQ(pieces("\\p{L}+|\\p{Lu}|\\p{^L}", "aB12"), (Pieces{"aB", "1", "2"}));
+  EXPECT_EQ(pieces("a{2}", "a{2}aa"), (Pieces{"a{2}", "aa"}));
+  EXPECT_EQ(pieces("a{2,3}?", "aaaaa"), (Pieces{"aa", "aa", "a"}));
+  EXPECT_EQ(pieces("a{2", "aaa{2"), (Pieces{"aa", "a{2"})) << "a bracket that opens nothing is one";
+  EXPECT_EQ(pieces("a{,}|\\x{62}+", "aa{,}bb"), (Pieces{"a", "a{,}", "bb"}));
+  EXPECT_EQ(pieces("[^]a]+", "xy]a"), (Pieces{"xy", "]a"}));
+  EXPECT_EQ(pieces("[]{2}]+|(?i:B)(?=c)(?x: d )", "]{2}abcd"), (Pieces{"]{2}", "abcd"}));
 }
 
 TEST(SplitPattern, ThatTakesForeverIsAnError) {
