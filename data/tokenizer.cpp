@@ -32,6 +32,7 @@ std::uint64_t hash_of(const Vocabulary& vocabulary) {
     hash.add(std::string_view("added"));
     hash.add(static_cast<std::uint64_t>(added.id) << 2 | (added.takes_left_space ? 2u : 0u) |
              (added.takes_right_space ? 1u : 0u));
+    if (added.after_others) hash.add(std::string_view("after others"));
   }
   for (const auto* ids : {&vocabulary.before_text, &vocabulary.after_text}) {
     if (ids->empty()) continue;
@@ -198,32 +199,46 @@ std::size_t space_at_begin(std::string_view text) {
 
 }  // namespace
 
-std::vector<std::int32_t> Tokenizer::encode(std::string_view text, const EncodeOptions& options) const {
-  std::vector<std::int32_t> ids;
-  if (options.frame) ids = vocabulary_.before_text;
-  StreamEncoder encoder(*this);
-  const auto encode_plain = [&](std::size_t begin, std::size_t end) {
-    encoder.push(text.substr(begin, end - begin), ids);
-    encoder.finish(ids);
-  };
+// Where tokens are spelled does not depend on the space that others swallow, so one may begin in such space.
+void Tokenizer::cut_at_added(std::string_view text, bool after_others,
+                             const std::function<void(std::string_view)>& on_plain,
+                             const std::function<void(std::int32_t)>& on_added) const {
   std::size_t done = 0;
-  for (std::size_t i = 0; options.added_tokens && i < text.size();) {
+  for (std::size_t i = 0; i < text.size();) {
     auto added = std::ranges::lower_bound(added_, text[i], {}, [](const auto& a) { return a.first[0]; });
-    while (added != added_.end() && added->first[0] == text[i] && !text.substr(i).starts_with(added->first))
+    const auto is_candidate = [&] { return added != added_.end() && added->first[0] == text[i]; };
+    while (is_candidate() &&
+           (added->second.after_others != after_others || !text.substr(i).starts_with(added->first)))
       ++added;
-    if (added == added_.end() || added->first[0] != text[i]) {
+    if (!is_candidate()) {
       ++i;
       continue;
     }
     const auto& [spelled, token] = *added;
-    const std::string_view before = text.substr(done, i - done);
-    encode_plain(done, token.takes_left_space ? i - space_at_end(before) : i);
-    ids.push_back(token.id);
+    const std::size_t begin = token.takes_left_space ? i - space_at_end(text.substr(0, i)) : i;
+    if (done < begin) on_plain(text.substr(done, begin - done));
+    on_added(token.id);
     i += spelled.size();
-    if (token.takes_right_space) i += space_at_begin(text.substr(i));
-    done = i;
+    done = token.takes_right_space ? i + space_at_begin(text.substr(i)) : i;
   }
-  encode_plain(done, text.size());
+  if (done < text.size()) on_plain(text.substr(done));
+}
+
+std::vector<std::int32_t> Tokenizer::encode(std::string_view text, const EncodeOptions& options) const {
+  std::vector<std::int32_t> ids;
+  if (options.frame) ids = vocabulary_.before_text;
+  StreamEncoder encoder(*this);
+  const auto add_id = [&ids](std::int32_t id) { ids.push_back(id); };
+  const auto encode_plain = [&](std::string_view part) {
+    encoder.push(part, ids);
+    encoder.finish(ids);
+  };
+  if (options.added_tokens) {
+    cut_at_added(
+        text, false, [&](std::string_view part) { cut_at_added(part, true, encode_plain, add_id); }, add_id);
+  } else {
+    encode_plain(text);
+  }
   if (options.frame) ids.insert(ids.end(), vocabulary_.after_text.begin(), vocabulary_.after_text.end());
   return ids;
 }

@@ -32,6 +32,7 @@ struct AddedToken {
   std::int32_t id = 0;
   bool takes_left_space = false;   ///< swallows white space before it
   bool takes_right_space = false;  ///< and after it
+  bool after_others = false;       ///< found only in what those without this leave ("normalized" elsewhere)
   bool operator==(const AddedToken&) const = default;
 };
 
@@ -133,7 +134,7 @@ class Tokenizer {
   /// words.
   [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text) const;
   /// With added_tokens and frame: what `encode` of Hugging Face's tokenizers gives. Where added tokens
-  /// overlap, the leftmost counts, and of those the longest.
+  /// overlap, the leftmost counts, and of those the longest; those that are found after_others come last.
   [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text, const EncodeOptions& options) const;
 
   /// The bytes that `ids` stand for. They need not be UTF-8 (ids may end inside a character); StreamDecoder
@@ -159,6 +160,10 @@ class Tokenizer {
  private:
   friend class StreamEncoder;
   void check_added();
+  /// Calls `on_plain` for what no added token of one kind spells, and `on_added` for the ids of those.
+  void cut_at_added(std::string_view text, bool after_others,
+                    const std::function<void(std::string_view)>& on_plain,
+                    const std::function<void(std::int32_t)>& on_added) const;
   /// Appends the ids of one pre-token.
   void encode_pre_token(std::string_view pre_token, detail::MergeScratch& scratch,
                         std::vector<std::int32_t>& ids) const;

@@ -100,7 +100,8 @@ class Reader {
     for (const Json& added : field("added", Json::value_t::array)) {
       vocabulary.added.push_back({.id = added.at(0).get<std::int32_t>(),
                                   .takes_left_space = added.at(1).get<bool>(),
-                                  .takes_right_space = added.at(2).get<bool>()});
+                                  .takes_right_space = added.at(2).get<bool>(),
+                                  .after_others = added.size() > 3 && added.at(3).get<bool>()});
     }
     vocabulary.before_text = field("before_text", Json::value_t::array).get<std::vector<std::int32_t>>();
     vocabulary.after_text = field("after_text", Json::value_t::array).get<std::vector<std::int32_t>>();
@@ -125,8 +126,10 @@ void Tokenizer::save(const std::filesystem::path& folder) const {
     root["pattern"] = vocabulary_.pattern;
     root["whole_pieces_first"] = vocabulary_.whole_pieces_first;
     root["added"] = Json::array();
-    for (const AddedToken& added : vocabulary_.added)
+    for (const AddedToken& added : vocabulary_.added) {
       root["added"].push_back({added.id, added.takes_left_space, added.takes_right_space});
+      if (added.after_others) root["added"].back().push_back(true);
+    }
     root["before_text"] = vocabulary_.before_text;
     root["after_text"] = vocabulary_.after_text;
   }

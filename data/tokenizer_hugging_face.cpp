@@ -130,7 +130,8 @@ void add_added_tokens(const Json& list, Builder& builder) {
                       text));
     builder.add_special({.id = id_of(find(token, "id"), text),
                          .takes_left_space = is_set(token, "lstrip"),
-                         .takes_right_space = is_set(token, "rstrip")},
+                         .takes_right_space = is_set(token, "rstrip"),
+                         .after_others = is_set(token, "normalized")},
                         text);
   }
 }
@@ -185,6 +186,8 @@ void add_frame(const Json& processor, Vocabulary& vocabulary) {
     for (const Json& part : find(processor, "processors")) add_frame(part, vocabulary);
     return;
   }
+  if (!vocabulary.before_text.empty() || !vocabulary.after_text.empty())
+    throw DataError(fmt::format("the post-processor {} puts a frame around another", type));
   if (type == "RobertaProcessing" || type == "BertProcessing") {
     vocabulary.before_text.push_back(find(processor, "cls").at(1).get<std::int32_t>());
     vocabulary.after_text.push_back(find(processor, "sep").at(1).get<std::int32_t>());
@@ -193,15 +196,18 @@ void add_frame(const Json& processor, Vocabulary& vocabulary) {
   if (type != "TemplateProcessing")
     throw DataError(fmt::format("the post-processor {} is not known here", type));
   std::vector<std::int32_t>* side = &vocabulary.before_text;
+  int texts = 0;
   for (const Json& part : find(processor, "single")) {
     if (part.contains("Sequence")) {
       side = &vocabulary.after_text;
+      ++texts;
       continue;
     }
     const std::string name = part.at("SpecialToken").at("id").get<std::string>();
     const Json special = find(processor, "special_tokens");
     for (const Json& id : special.at(name).at("ids")) side->push_back(id_of(id, name));
   }
+  if (texts != 1) throw DataError(fmt::format("its template has the text {} times, not once", texts));
 }
 
 }  // namespace
@@ -325,7 +331,7 @@ void save_hugging_face_tokenizer(const std::filesystem::path& folder, const Toke
                             {"single_word", false},
                             {"lstrip", token.takes_left_space},
                             {"rstrip", token.takes_right_space},
-                            {"normalized", false},
+                            {"normalized", token.after_others},
                             {"special", true}});
   }
   // Text, not an object of OrderedJson, which would compare each new key with all before it.

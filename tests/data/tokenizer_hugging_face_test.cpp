@@ -155,6 +155,53 @@ TEST(TokenizersFromElsewhere, ASpelledTokenStaysTextUnlessAskedFor) {
   EXPECT_EQ(found, (Ids{tokenizer.encode("a")[0], 700, tokenizer.encode("b")[0]}));
 }
 
+// What tokenizers 0.23.3 gives for these: tokens that are "normalized" are found in what the others leave,
+// and where a token is does not depend on the space that the one before it swallows.
+TEST(TokenizersFromElsewhere, FindAddedTokensInTheOrderOfTheirOwnPrograms) {
+  Json json = Json::parse(read_file(kFolder / "gpt2/tokenizer.json"));
+  int id = 701;
+  const auto add = [&](const char* text, bool left, bool right, bool normalized) {
+    json["added_tokens"].push_back({{"id", id++},
+                                    {"content", text},
+                                    {"single_word", false},
+                                    {"lstrip", left},
+                                    {"rstrip", right},
+                                    {"normalized", normalized}});
+  };
+  add("zz<", false, false, true);
+  add("qqq", false, false, true);
+  add("qq", false, false, false);
+  add("<q>", false, false, false);
+  add("<R>", false, true, false);
+  add("<L>", true, false, true);
+  add(" <W>", false, false, false);
+  const TemporaryFolder folder;
+  write_file(folder / "tokenizer.json", json.dump());
+  const auto tokenizer = Tokenizer::load(folder.path());
+  tokenizer.save(folder / "ours");
+  save_hugging_face_tokenizer(folder / "theirs", tokenizer);
+  using Tokens = std::vector<std::string>;
+  const std::vector<std::pair<std::string, Tokens>> cases = {{"zz<q>", {"z", "z", "<q>"}},
+                                                             {"qqqz", {"qq", "q", "z"}},
+                                                             {"z qqqqq", {"z", " ", "qq", "qq", "q"}},
+                                                             {"zz<<R>", {"zz<", "<R>"}},
+                                                             {"<R>  <W>", {"<R>", " <W>"}},
+                                                             {"<R>  <L>", {"<R>", "<L>"}},
+                                                             {"<R> \u3000 <W>x", {"<R>", " <W>", "x"}},
+                                                             {"z <L>  <L>", {"z", "<L>", "<L>"}},
+                                                             {"<q> <L>", {"<q>", "<L>"}}};
+  for (const auto& path : {folder.path(), folder / "ours", folder / "theirs"}) {
+    const auto again = Tokenizer::load(path);
+    EXPECT_EQ(again.vocabulary_hash(), tokenizer.vocabulary_hash());
+    for (const auto& [text, expected] : cases) {
+      Tokens tokens;
+      for (const std::int32_t each : again.encode(text, {.added_tokens = true}))
+        tokens.emplace_back(again.token(each));
+      EXPECT_EQ(tokens, expected) << path << ": " << text;
+    }
+  }
+}
+
 TEST(TokenizersFromElsewhere, AreRefusedWithTheReason) {
   struct Change {
     const char* name;
@@ -225,6 +272,20 @@ TEST(TokenizersFromElsewhere, AreRefusedWithTheReason) {
       {"frame of nobody",
        [](Json& j) { j["post_processor"]["processors"][1]["special_tokens"] = Json::object(); },
        "not as it must be"},
+      {"two frames",
+       [](Json& j) {
+         Json& list = j["post_processor"]["processors"];
+         list.push_back(Json(list[1]));
+       },
+       "TemplateProcessing puts a frame around another"},
+      {"template without the text", [](Json& j) { j["post_processor"]["processors"][1]["single"].erase(1); },
+       "has the text 0 times"},
+      {"template with the text twice",
+       [](Json& j) {
+         Json& single = j["post_processor"]["processors"][1]["single"];
+         single.push_back(Json(single[1]));
+       },
+       "has the text 2 times"},
       {"frame out of range",
        [](Json& j) {
          j["post_processor"]["processors"][1]["special_tokens"]["<|begin_of_text|>"]["ids"] = {90000};
@@ -299,12 +360,11 @@ TEST(SplitPattern, CutsAtMatchesAndKeepsWhatLiesBetween) {
 }
 
 TEST(SplitPattern, RefusesWhatLibrariesUnderstandDifferently) {
-  for (const char* pattern : {"\\w+",   "a\\b",         "\\h",           "^a",       "a$",
-                              "(a)\\1", "[[:alpha:]]",  "[a&&b]",        "(?<=a)b",  "(",
-                              "[",      "\\",           "\\p{Nonsense}", "\\pL", "\\X",      "\\C",
-                              "\\K",    "\\p{N}{1,3}+", "a{2}+",         "a{2,}+",   "a{2}?",
-                              "a{,2}",  "(?m).",        "(?s:.)",        "(?i-m:.)", "(*UCP)a",
-                              "[]a[]"}) {
+  for (const char* pattern : {"\\w+",          "a\\b",    "\\h",     "^a",    "a$",    "(a)\\1",
+                              "[[:alpha:]]",   "[a&&b]",  "(?<=a)b", "(",     "[",     "\\",
+                              "\\p{Nonsense}", "\\pL",    "\\X",     "\\C",   "\\K",   "\\p{N}{1,3}+",
+                              "a{2}+",         "a{2,}+",  "a{2}?",   "a{,2}", "(?m).", "(?s:.)",
+                              "(?i-m:.)",      "(*UCP)a", "[]a[]"}) {
     SCOPED_TRACE(pattern);
     expect_error<DataError>([&] { const detail::SplitPattern compiled(pattern); }, {"pattern '"});
   }
