@@ -64,7 +64,9 @@ double steady_seconds() noexcept {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-Tape::Tape(std::size_t capacity) : capacity_(std::max<std::size_t>(capacity, 1)) {}
+Tape::Tape(std::size_t capacity) : capacity_(std::max<std::size_t>(capacity, 1)) {
+  entries_.reserve(capacity_);  // so that a step never asks for memory to be remembered
+}
 
 std::uint64_t Tape::begin(TapeEntry entry) {
   const std::lock_guard lock(mutex_);
