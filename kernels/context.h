@@ -47,9 +47,9 @@ struct KernelContext {
   CountsByKind counts_by_kind;                  ///< the same, by KernelKind
   WorkspaceSource* workspace_source = nullptr;  ///< null: the system's aligned allocation
   std::unique_ptr<DeviceCache> cpu_cache;
-  /// Matrix products by Tessera's own loops for many rows alone: an element depends on its row of a, its column of b and K,
-  /// not on the number of threads nor on how rows and columns are cut. False: those of few rows go
-  /// through loops of their own and large ones through oneDNN, which is faster.
+  /// Matrix products by Tessera's own loops for many rows alone: an element depends on its row of a, its
+  /// column of b and K, not on the number of threads nor on how rows and columns are cut. False: those of few
+  /// rows go through loops of their own and large ones through oneDNN, which is faster.
   bool invariant_products = false;
 };
 

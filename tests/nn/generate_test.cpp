@@ -86,8 +86,8 @@ TEST(Generate, CachedLogitsEqualThoseOfAWholePassHoweverTheTokensCome) {
   }
 }
 
-// In f32 and bf16 the few rows of new tokens go through other loops than the prompt's many. Weights are as they
-// are first drawn: with larger ones the softmax would make more of a rounding than products do.
+// In f32 and bf16 the few rows of new tokens go through other loops than the prompt's many. Weights are as
+// they are first drawn: with larger ones the softmax would make more of a rounding than products do.
 TEST(Generate, CachedLogitsOfShortFloatsAreAsNearToF64AsThoseOfAWholePass) {
   for (const char* sizes : {"layers=2,heads=2,width=64,context=32",
                             "family=llama,layers=2,heads=4,kv_heads=2,width=64,context=32"}) {
@@ -109,8 +109,8 @@ TEST(Generate, CachedLogitsOfShortFloatsAreAsNearToF64AsThoseOfAWholePass) {
       const Tensor expected = exact->logits(texts);
       const double largest = max(abs(expected)).item();
       ASSERT_GT(largest, 0.1);
-      // Between an id and its logits stand some ten products of at most 256 terms. Each rounds its result once
-      // and, in f32, each of its sums; of 256 roundings, whose signs differ, √256 are left.
+      // Between an id and its logits stand some ten products of at most 256 terms. Each rounds its result
+      // once and, in f32, each of its sums; of 256 roundings, whose signs differ, √256 are left.
       const double tolerance = 10 * (dtype == kF32 ? 16 * 0x1p-24 : 0x1p-8) * largest;
       const auto far = [&](const Tensor& got, const Tensor& wanted) {
         return difference(got, wanted, tolerance);

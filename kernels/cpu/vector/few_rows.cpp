@@ -2,9 +2,9 @@
 // few times, so the product takes as long as memory takes to bring the weights, and whatever packs or
 // converts them first pays for them twice.
 //
-//   for j over N by kColumns               that many rows of the weight [N, K] pass by; the next ones are fetched
-//     for i over M by kRows                the second time they come from the first-level cache
-//       for k over K by one step           kRows × kColumns vectors of sums stay in registers
+//   for j over N by kColumns         so many rows of the weight [N, K] pass by; the next ones are fetched
+//     for i over M by kRows          the second time they come from the first-level cache
+//       for k over K by one step     kRows × kColumns vectors of sums stay in registers
 //
 // Threads divide N. An element's products are added in one order, whatever the block it lies in: by lanes
 // along K, then over the lanes. 16-bit floats are widened, so that each product is exact in f32.
@@ -102,9 +102,9 @@ struct Product {
   const GemmProblem& p;
   std::int64_t distance;
 
-  // One turn over the rows of a: 32 cache lines are far enough ahead for memory to answer, and near enough for
-  // the first-level cache to hold. Where the rows take two turns, the second finds b in the cache, and the
-  // memory would have nothing to do meanwhile: so all of the next rows of b are asked for.
+  // One turn over the rows of a: 32 cache lines are far enough ahead for memory to answer, and near enough
+  // for the first-level cache to hold. Where the rows take two turns, the second finds b in the cache, and
+  // the memory would have nothing to do meanwhile: so all of the next rows of b are asked for.
   TESSERA_INLINE explicit Product(const GemmProblem& problem)
       : p(problem), distance(p.m <= kRows ? smaller(p.k, 32 * 64 / static_cast<int>(sizeof(In))) : p.k) {}
 
