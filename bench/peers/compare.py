@@ -15,6 +15,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 WORKER = ROOT / "build/release/bin/bench_worker"
+ALL_REDUCE = ROOT / "build/release/bin/all_reduce_bench"
 PYTHON = ROOT / "build/pytorch/bin/python"
 PEER = ROOT / "bench/peers/pytorch_worker.py"
 TEXT = ROOT / "build/bench_text.txt"
@@ -134,6 +135,14 @@ def make_text():
     TEXT.write_text(text, encoding="utf-8")
 
 
+def beside_mpi(rounds):
+    """A table of its own: the peer is MPI, and turns are taken inside of one job."""
+    if not ALL_REDUCE.exists():
+        return print("all-reduce: left out, the build has no MPI", flush=True)
+    print(f"\n{processor()}:", flush=True)
+    return subprocess.run(["mpiexec", "-n", "2", str(ALL_REDUCE), "--rounds", str(rounds)], check=False)
+
+
 def main():
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Tessera and PyTorch in turns, one table.")
     parser.add_argument("--only", default="", help="rows whose name matches this regular expression")
@@ -142,8 +151,9 @@ def main():
     parser.add_argument("--no-pytorch", action="store_true", help="Tessera alone")
     options = parser.parse_args()
     rows = [row for row in ROWS if re.search(options.only, row[0])]
-    if not rows:
-        sys.exit("scripts/bench: no row matches --only; there are: " + "; ".join(row[0] for row in ROWS))
+    all_reduce = re.search(options.only, "all-reduce")
+    if not rows and not all_reduce:
+        sys.exit("scripts/bench: no row matches --only; there are: " + "; ".join(row[0] for row in ROWS) + "; all-reduce")
     version = subprocess.run([PYTHON, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True,
                              check=False).stdout.strip() if PYTHON.exists() and not options.no_pytorch else ""
     if any(row[1].startswith("tokenize") for row in rows):
@@ -152,13 +162,16 @@ def main():
         except (OSError, subprocess.CalledProcessError) as error:
             print(f"no text to tokenize ({error}); scripts/setup corpus installs one")
             rows = [row for row in rows if not row[1].startswith("tokenize")]
-    print(f"{processor()}, {options.threads} threads; median of {options.rounds} rounds in turns; "
-          + (f"PyTorch {version}" if version else "PyTorch is absent: Tessera's columns alone"))
-    print(f"{'':<28} {'':>9} {'Tessera':>11} {'eager':>11} {'compiled':>11} {'ratio':>9} {'of floor':>8} {'GiB':>8} {'theirs':>8}")
-    for row in rows:
-        show(row, *measure(row, options, bool(version)))
-    print("\nratio: Tessera's rate over the better of PyTorch's. of floor: time of the step's matrix products and one AdamW\n"
-          "pass alone, measured in the same turns, over the step's time. GiB: peak memory of the process.")
+    if rows:
+        print(f"{processor()}, {options.threads} threads; median of {options.rounds} rounds in turns; "
+              + (f"PyTorch {version}" if version else "PyTorch is absent: Tessera's columns alone"))
+        print(f"{'':<28} {'':>9} {'Tessera':>11} {'eager':>11} {'compiled':>11} {'ratio':>9} {'of floor':>8} {'GiB':>8} {'theirs':>8}")
+        for row in rows:
+            show(row, *measure(row, options, bool(version)))
+        print("\nratio: Tessera's rate over the better of PyTorch's. of floor: time of the step's matrix products and one AdamW\n"
+              "pass alone, measured in the same turns, over the step's time. GiB: peak memory of the process.")
+    if all_reduce:
+        beside_mpi(options.rounds)
 
 
 if __name__ == "__main__":

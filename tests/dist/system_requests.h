@@ -15,8 +15,8 @@ namespace tessera::testing {
 [[nodiscard]] std::string count_system_requests();
 /// Since then, of all threads.
 [[nodiscard]] std::int64_t num_system_requests() noexcept;
-/// Bytes of those, rounded up: the lengths of mmap and mprotect, the new ones of mremap, and for each brk, which
-/// says an address, the 128 KiB by which malloc moves it.
+/// Bytes of those, rounded up: the lengths of mmap and mprotect, the new ones of mremap, and for each brk,
+/// which says an address, the 128 KiB by which malloc moves it.
 [[nodiscard]] std::int64_t system_requests_bytes() noexcept;
 
 }  // namespace tessera::testing
