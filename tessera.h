@@ -43,6 +43,7 @@
 #include "dist/ring_attention.h"
 #include "dist/same_settings.h"
 #include "dist/sequence_cut.h"
+#include "dist/standard_streams.h"
 #include "dist/tensor_parallel.h"
 #include "dist/time_model.h"
 #include "dist/time_split.h"

@@ -116,13 +116,22 @@ std::int64_t import_tokens(const std::vector<std::filesystem::path>& from, const
 
   std::int64_t source_bytes = 0;
   std::vector<std::int32_t> part;
-  for (const ForeignTokenFile& file : files) {
+  for (std::size_t i = 0; i < files.size(); ++i) {
+    const ForeignTokenFile& file = files[i];
+    bool has_odd = false;  // an id that is not 0 at position 1, 3, ...
     for (std::int64_t offset = 0; offset < file.size(); offset += kPartTokens) {
       part.resize(static_cast<std::size_t>(std::min(kPartTokens, file.size() - offset)));
       file.read(offset, tokenizer.vocab_size(), part);
       to.write(part);
       for (const std::int32_t id : part) source_bytes += bytes_of[static_cast<std::size_t>(id)];
+      for (std::size_t odd = 1; odd < part.size() && !has_odd; odd += 2) has_odd = part[odd] != 0;
       if (progress) progress(to.num_tokens(), total);
+    }
+    // numpy's own integers have 64 bits, and a file without a header does not say how many its numbers have.
+    if (!has_odd && file.size() >= 8 && file.format() == "nanoGPT") {
+      fail(from[i],
+           "every second token is 0, as where ids of 32 or 64 bits are read as the 16 bits that nanoGPT's "
+           "have; write them with numpy's dtype uint16");
     }
   }
   return source_bytes;

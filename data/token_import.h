@@ -54,7 +54,8 @@ class ForeignTokenFile {
 /// `progress` is told ids done and in all; it may throw to stop.
 /// Returns   The bytes of the text that the tokens stand for (added tokens stand for none), as
 ///           TokenFileWriter::finish takes them.
-/// Errors    As of ForeignTokenFile and TokenFileWriter; DataError if there are fewer than two tokens.
+/// Errors    As of ForeignTokenFile and TokenFileWriter; DataError if there are fewer than two tokens, and
+///           if every second id of a nanoGPT file is 0, which is how wider numbers read.
 /// Example   data::TokenFileWriter writer("run/train.tokens", tokenizer.vocab_size(),
 ///                                        tokenizer.vocabulary_hash());
 ///           writer.finish(data::import_tokens({"train.bin"}, tokenizer, writer));

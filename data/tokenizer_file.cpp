@@ -209,6 +209,13 @@ Tokenizer Tokenizer::load(const std::filesystem::path& path) {
       return with_path(files->first, [&] { return Tokenizer(detail::gpt2_vocabulary(encoder, merges)); });
     });
   }
+  if (is_folder && !std::filesystem::exists(file_path)) {
+    throw failure(path, std::filesystem::exists(path / "tokenizer.model")
+                            ? "holds SentencePiece's tokenizer.model, which is not known here, and no "
+                              "tokenizer.json; only byte-level BPE is"
+                            : "holds no tokenizer: no tokenizer.json, nor GPT-2's encoder.json and vocab.bpe "
+                              "(vocab.json and merges.txt)");
+  }
   return parse(file_path, [&](const Json& root) {
     return with_path(file_path, [&] {
       if (detail::is_hugging_face_tokenizer(root)) return Tokenizer(detail::hugging_face_vocabulary(root));

@@ -167,9 +167,9 @@ std::string pattern_of(const Json& pre_tokenizer) {
     const bool keeps_matches = behavior == "Isolated" || (behavior == "Removed" && is_set(part, "invert"));
     if (!keeps_matches || !pattern.empty())
       throw DataError(
-          fmt::format("the pre-tokenizer {} {} is not known here: one Split whose matches are "
+          fmt::format("the pre-tokenizer {}{}{} is not known here; what is: one Split whose matches are "
                       "pieces, ByteLevel, or both",
-                      type, behavior));
+                      type, behavior.empty() ? "" : " ", behavior));
     pattern = text_of(find(part, "pattern"), "Regex");
     if (pattern.empty()) throw DataError("the pattern of its pre-tokenizer is empty");
   }

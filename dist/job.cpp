@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "dist/mpi_runtime.h"
+#include "dist/standard_streams.h"
 #include "kernels/error.h"
 #include "tensor/context.h"
 
@@ -393,6 +394,7 @@ void run_on_root(Communicator& group, const std::function<void()>& action, std::
 // --- run ---------------------------------------------------------------------------------------------------
 
 int run(const JobOptions& options, const std::function<void(Job&)>& program) noexcept {
+  reserve_standard_streams();
   const SignalScope signals(options.handle_signals);
   try {
     check(options);

@@ -2,12 +2,14 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
 #include <cstdio>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "dist/job.h"
+#include "dist/standard_streams.h"
 #include "kernels/error.h"
 #include "kernels/suggest.h"
 
@@ -15,13 +17,17 @@ namespace examples {
 
 namespace {
 
-// Of a flag that does not exist; CLI11 does not say what comes near.
+// Of a flag that does not exist; CLI11 does not say what comes near. Nothing does to --device.
 std::string suggestion(const CLI::App& app) {
   std::vector<std::string> known;
   for (const CLI::Option* option : app.get_options())
     for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
   for (const std::string& word : app.remaining()) {
-    if (word.starts_with("--")) return "Did you mean " + tessera::nearest_name(word, known) + "?\n";
+    if (!word.starts_with("--")) continue;
+    std::string near = tessera::near_name(word, known);
+    for (const std::string& name : known)  // --batch_size
+      if (near.empty() && word.starts_with(name)) near = name;
+    return near.empty() ? "" : "Did you mean " + near + "?\n";
   }
   return "";
 }
@@ -29,6 +35,7 @@ std::string suggestion(const CLI::App& app) {
 }  // namespace
 
 void parse_or_exit(CLI::App& app, int argc, char** argv) {
+  tessera::dist::reserve_standard_streams();
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -54,6 +61,23 @@ CLI::Validator at_least(double least) {
       "");
 }
 
+CLI::Validator above_zero(double most) {
+  return CLI::Validator(
+      [most](const std::string& text) {
+        double value = 0.0;
+        if (!CLI::detail::lexical_cast(text, value) || (value > 0.0 && value <= most)) return std::string();
+        return std::isinf(most) ? fmt::format("expected a number above 0, got {}", text)
+                                : fmt::format("expected a number above 0 and up to {}, got {}", most, text);
+      },
+      "");
+}
+
+void require_printed() {
+  // A flush says what became of the text since the last one alone.
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+    throw tessera::FileError("cannot write to standard output");
+}
+
 int run_program(const char* name, const std::function<void()>& program, const char* hint) noexcept {
   const auto report = [name, hint](const char* message) {
     if (tessera::dist::launch().rank != 0) return;  // every process of an mpiexec comes here
@@ -63,7 +87,7 @@ int run_program(const char* name, const std::function<void()>& program, const ch
   };
   try {
     program();
-    if (std::fflush(stdout) != 0) throw tessera::FileError("cannot write to standard output");
+    require_printed();
     return 0;
   } catch (const tessera::Error& error) {
     report(error.what());

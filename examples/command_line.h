@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <exception>
 #include <functional>
+#include <limits>
 
 namespace examples {
 
@@ -14,6 +15,13 @@ void parse_or_exit(CLI::App& app, int argc, char** argv);
 /// For CLI::Option::check: a number from `least` on; CLI11's own ranges name the largest double in their
 /// message.
 [[nodiscard]] CLI::Validator at_least(double least);
+
+/// For CLI::Option::check: a number above 0 and up to `most`.
+[[nodiscard]] CLI::Validator above_zero(double most = std::numeric_limits<double>::infinity());
+
+/// Throws FileError if something that was printed to standard output did not arrive there. For a program
+/// whose result is what it prints; run_program calls it at the end.
+void require_printed();
 
 /// Runs what comes before the ranks and returns main's status: 0, 2 for a user's mistake, 1 for other
 /// failures. Errors go to standard error, after the program's name, and `hint` below them, if there is one:

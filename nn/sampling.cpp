@@ -29,7 +29,10 @@ void check(std::span<const double> logits, const Sampling& sampling) {
   }
   if (const auto nan = std::ranges::find_if(logits, [](double x) { return std::isnan(x); });
       nan != logits.end()) {
-    throw NonFiniteError(fmt::format("generate: the logit of token {} is NaN", nan - logits.begin()));
+    throw NonFiniteError(
+        fmt::format("generate: the logit of token {} is NaN; the model's weights are damaged, or too large "
+                    "for their dtype (find_first_non_finite names the layer)",
+                    nan - logits.begin()));
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
 #include <filesystem>
 
 #include "data/prepare.h"
@@ -36,12 +37,19 @@ void evaluate(const Options& options, dist::Job& job) {
   gpt2::EvaluationOptions evaluation = options.evaluation;
   if (evaluation.seq == 0) evaluation.seq = saved.seq;
   const gpt2::Evaluation result = gpt2::evaluate(*saved.model, tokens, job.world(), evaluation);
+  if (!std::isfinite(result.loss())) {
+    throw NonFiniteError(fmt::format(
+        "{}: the loss is {}: the model gives values that are not finite; its weights are damaged, "
+        "or hold such values themselves",
+        options.model, result.loss()));
+  }
   job.log(fmt::format("tokens         {}{}", tessera::with_commas(result.tokens),
                       result.whole_file ? "" : " (a part)"));
   job.log(fmt::format("loss           {:.6f}", result.loss()));
   job.log(fmt::format("perplexity     {:.4f}", result.perplexity()));
   job.log(
       fmt::format("bits per byte  {:.4f}{}", result.bits_per_byte(), result.whole_file ? "" : " (estimate)"));
+  if (job.is_root()) examples::require_printed();
 }
 
 }  // namespace

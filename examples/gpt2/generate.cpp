@@ -6,6 +6,7 @@
 #include "nn/generate.h"
 
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -54,7 +55,7 @@ std::vector<std::int64_t> stop_tokens(const data::Tokenizer& tokenizer, const Op
     const auto found = tokenizer.encode(text, {.added_tokens = true});
     if (found.size() != 1) {
       throw ConfigError("--stop: '" + text + "' is not one token of this vocabulary, but " +
-                        std::to_string(found.size()));
+                        std::to_string(found.size()) + "; name each token by a --stop of its own");
     }
     ids.push_back(found[0]);
   }
@@ -65,10 +66,12 @@ std::vector<std::int64_t> stop_tokens(const data::Tokenizer& tokenizer, const Op
 void generate_for_lines(gpt2::SavedModel& saved, const Options& options,
                         const nn::GenerateOptions& generation) {
   std::ifstream file(options.prompts);
-  if (!file) throw DataError("--prompts " + options.prompts + ": cannot be opened");
+  if (!file || std::filesystem::is_directory(options.prompts))
+    throw DataError("--prompts " + options.prompts + ": is no file that can be read");
   std::vector<std::string> lines;
   std::vector<std::vector<std::int64_t>> prompts;
   for (std::string line; std::getline(file, line);) {
+    if (line.ends_with('\r')) line.pop_back();  // Windows ends lines with it; no model goes on well from it
     if (line.empty()) continue;
     lines.push_back(line);
     prompts.push_back(encode_prompt(saved.tokenizer, options, line));
@@ -99,7 +102,12 @@ void generate(const Options& options, dist::Job& job) {
     return !job.stop_requested();
   };
   print(options.prompt);
-  static_cast<void>(nn::generate(*saved.model, prompt, generation));
+  try {
+    static_cast<void>(nn::generate(*saved.model, prompt, generation));
+  } catch (const NonFiniteError&) {
+    print("\n");  // the message gets a line of its own
+    throw;
+  }
   print(decoder.finish() + "\n");
 }
 
@@ -132,10 +140,12 @@ int main(int argc, char** argv) {
       ->check(examples::at_least(0));
   app.add_option("--top-p", options.generation.top_p,
                  "Choose among the likeliest tokens that have this probability together; 1: all")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(examples::above_zero(1.0));
   app.add_option("--repetition-penalty", options.generation.repetition_penalty,
                  "Above 1: what was there comes less often again; 1: no penalty")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(examples::above_zero());
   app.add_option(
          "--stop", options.stop,
          "A token that ends the text, beside the tokenizer's end of text; may be given several times [none]")
@@ -153,5 +163,7 @@ int main(int argc, char** argv) {
     return examples::run_program("gpt2_generate",
                                  [] { throw ConfigError("--prompt is required, or --prompts"); });
   }
+  // One text stops where it is. Of many nothing has been shown yet: Ctrl-C ends them at once.
+  options.job.handle_signals = prompts->empty();
   return dist::run(options.job, [&](dist::Job& job) { generate(options, job); });
 }

@@ -4,6 +4,7 @@
 
 #include <charconv>
 
+#include "data/prepare.h"
 #include "dist/hugging_face.h"
 #include "kernels/error.h"
 #include "nn/model_factory.h"
@@ -47,6 +48,31 @@ SavedModel load_from_hugging_face(const std::filesystem::path& folder) {
   return saved;
 }
 
+// Says what a folder has that no model can be loaded from.
+void require_model(const std::filesystem::path& folder) {
+  namespace fs = std::filesystem;
+  if (tessera::dist::has_checkpoint(folder)) return;
+  std::error_code ignored;
+  if (!fs::is_directory(folder, ignored)) {
+    throw DataError(
+        fmt::format("{}: there is no such folder, hence no saved model; it is what gpt2_train has as --out, "
+                    "or a model of "
+                    "Hugging Face that lies on this machine (nothing is downloaded)",
+                    folder.string()));
+  }
+  if (fs::exists(folder / "config.json", ignored))
+    static_cast<void>(tessera::dist::HuggingFaceReader(folder));  // throws what it lacks
+  if (fs::exists(folder / tessera::data::kTrainFile, ignored)) {
+    throw DataError(fmt::format(
+        "{0}: there is no saved model, but tokens to train one with: gpt2_train --data {0} --out {0}",
+        folder.string()));
+  }
+  throw DataError(
+      fmt::format("{}: there is no saved model: neither a checkpoint of gpt2_train ('latest' or "
+                  "'checkpoint.json') nor a model of Hugging Face ('config.json')",
+                  folder.string()));
+}
+
 }  // namespace
 
 std::string hash_text(std::uint64_t hash) { return fmt::format("{:016x}", hash); }
@@ -54,6 +80,7 @@ std::string hash_text(std::uint64_t hash) { return fmt::format("{:016x}", hash);
 SavedModel load_saved_model(const std::filesystem::path& folder) {
   if (!tessera::dist::has_checkpoint(folder) && tessera::dist::is_hugging_face_folder(folder))
     return load_from_hugging_face(folder);
+  require_model(folder);
   const tessera::dist::Checkpoint checkpoint = tessera::dist::load_checkpoint(folder, false);
   // A run's folder holds the tokenizer; so it lies one level up if a checkpoint folder was named.
   const bool is_run_folder = std::filesystem::exists(folder / tessera::data::kTokenizerFile);

@@ -15,6 +15,8 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <csignal>
 #include <exception>
@@ -82,6 +84,20 @@ void check_output_folder(const TrainOptions& options, const data::Tokenizer& tok
         "--out {}: its tokenizer has another vocabulary than that of --data {}; choose another folder",
         options.out.string(), options.data.string()));
   }
+}
+
+// The weights of a model of Hugging Face know tokens by the numbers that its own tokenizer gives them.
+void check_tokenizer_of_weights(const TrainOptions& options, const data::Tokenizer& tokenizer) {
+  if (options.from_hf.empty()) return;
+  const bool has_tokenizer =
+      std::ranges::any_of(std::array{"tokenizer.json", "encoder.json", "vocab.json"},
+                          [&](const char* file) { return fs::exists(options.from_hf / file); });
+  if (!has_tokenizer) return;
+  if (data::Tokenizer::load(options.from_hf).vocabulary().tokens == tokenizer.vocabulary().tokens) return;
+  throw DataError(fmt::format(
+      "--data {}: was made with another tokenizer than that of --from-hf {}, so its ids mean other tokens to "
+      "those weights; make it again with gpt2_prepare --tokenizer {}",
+      options.data.string(), options.from_hf.string(), options.from_hf.string()));
 }
 
 // Puts the tokenizer where the model will be. A run must not end because it can't be saved: so it shows now.
@@ -166,6 +182,7 @@ void train(const TrainOptions& options, dist::Job& job) {
   job.on_root([&] {
     if (fs::is_directory(options.out)) lock.emplace(options.out);
     check_output_folder(options, corpus.tokenizer);
+    check_tokenizer_of_weights(options, corpus.tokenizer);
   });
   Trainer trainer(options, job, corpus.train);
   job.on_root([&] {

@@ -112,6 +112,24 @@ std::int64_t import_to(const std::filesystem::path& path, const std::vector<std:
   return writer.num_tokens();
 }
 
+TEST(ImportTokens, RefuseNumbersOfAnotherWidthThanNanoGptHas) {
+  const auto tokenizer = Tokenizer::train("any text", 256);
+  const TemporaryFolder folder;
+  const std::vector<std::int64_t> ids = {104, 101, 0, 108, 111};
+  write_file(folder / "i64", bytes_of(ids));
+  write_file(folder / "u32", bytes_of<std::uint32_t>({ids.begin(), ids.end()}));
+  write_file(folder / "u16", bytes_of<std::uint16_t>({104, 0, 101, 0, 108, 0, 0, 111}));
+  for (const char* wide : {"i64", "u32"}) {
+    expect_error<DataError>(
+        [&] {
+          (void)import_to(folder / "out", {folder / "u16", folder / wide}, tokenizer);
+        },
+        {(folder / wide).string(), "every second token is 0", "uint16"});
+    EXPECT_FALSE(std::filesystem::exists(folder / "out"));
+  }
+  EXPECT_EQ(import_to(folder / "out", {folder / "u16"}, tokenizer), 8);
+}
+
 TEST(ImportTokens, MakesATokenFileOfTheTokenizer) {
   const std::string text = "the cat and the hat and the bat sat; the cat ate the hat";
   const auto tokenizer = Tokenizer::train(text, 280, {.end_of_text = true});

@@ -143,6 +143,10 @@ TEST(TokenizerFile, SaysWhatIsWrong) {
   }
 
   EXPECT_NE(load_error(folder / "nowhere").find("No such file or directory"), std::string::npos);
+  const TemporaryFolder other;
+  EXPECT_NE(load_error(other.path()).find("holds no tokenizer: no tokenizer.json"), std::string::npos);
+  write_file(other / "tokenizer.model", "of SentencePiece");
+  EXPECT_NE(load_error(other.path()).find("SentencePiece's tokenizer.model"), std::string::npos);
   std::filesystem::create_directory(folder / "d");
   std::filesystem::create_directory(folder / "d/tokenizer.json");
   EXPECT_NE(load_error(folder / "d").find("is a folder, not a file"), std::string::npos);

@@ -280,12 +280,29 @@ TEST_F(BadInput, OfAFullDiskUnderTheLogSavesWhatWasLearned) {
   }
 }
 
+TEST_F(BadInput, ThatResemblesNoFlagIsNotTakenForOne) {
+  const Outcome outcome = run("gpt2_generate --prompt a --device cuda");
+  EXPECT_EQ(outcome.status, 2);
+  EXPECT_EQ(outcome.err.find("Did you mean"), std::string::npos) << outcome.err;
+  EXPECT_NE(run("gpt2_train --batch_size 8").err.find("Did you mean --batch?"), std::string::npos);
+}
+
 TEST_F(BadInput, OfEvaluationAndGenerationGetsOneMessageAndStatus2) {
   ASSERT_EQ(run(train("--out run --steps 1 --batch 2")).status, 0);
   ASSERT_EQ(run("gpt2_prepare --text text --vocab 270 --out other").status, 0);
+  std::filesystem::create_directory(folder_ / "nothing");
+  std::filesystem::create_directory(folder_ / "old");
+  write_file(folder_ / "old/config.json",
+             R"({"model_type": "gpt2", "vocab_size": 290, "n_positions": 16, "n_embd": 16, "n_layer": 1,
+                 "n_head": 2, "activation_function": "gelu_new"})");
   for (const Case& c : std::vector<Case>{
-           {"no model", "gpt2_evaluate --model none --data data", "none"},
-           {"data only", "gpt2_evaluate --model data --data data", "there is no saved model"},
+           {"no model", "gpt2_evaluate --model none --data data", "none: there is no such folder"},
+           {"a file", "gpt2_generate --model text --prompt a", "text: there is no such folder"},
+           {"data only", "gpt2_evaluate --model data --data data",
+            "there is no saved model, but tokens to train one with: gpt2_train --data data --out data"},
+           {"an empty folder", "gpt2_generate --model nothing --prompt a",
+            "neither a checkpoint of gpt2_train .'latest' or 'checkpoint.json'. nor a model of Hugging Face"},
+           {"weights of an older form", "gpt2_generate --model old --prompt a", "pytorch_model.bin"},
            {"no data", "gpt2_evaluate --model run --data none", "none/validation.tokens: No such file"},
            {"vocabulary", "gpt2_evaluate --model run --data other", "made with another vocabulary"},
            {"window", "gpt2_evaluate --model run --data data --seq 17",
@@ -299,6 +316,13 @@ TEST_F(BadInput, OfEvaluationAndGenerationGetsOneMessageAndStatus2) {
            {"top-k", "gpt2_generate --model run --prompt a --top-k -1", "--top-k: expected a number from 0"},
            {"tokens", "gpt2_generate --model run --prompt a --tokens -1",
             "--tokens: expected a number from 0"},
+           {"top-p of nothing", "gpt2_generate --model run --prompt a --top-p 0",
+            "--top-p: expected a number above 0 and up to 1, got 0"},
+           {"top-p", "gpt2_generate --model run --prompt a --top-p nan",
+            "--top-p: expected a number above 0"},
+           {"penalty", "gpt2_generate --model run --prompt a --repetition-penalty 0",
+            "--repetition-penalty: expected a number above 0, got 0"},
+           {"prompts in a folder", "gpt2_generate --model run --prompts data", "--prompts data: is no file"},
            {"mlp", "mlp --stepz 3", "Did you mean --steps"},
            {"mlp value", "mlp --steps few", "few"},
            {"digits", "digits --data none.txt", "can't read none.txt"},

@@ -67,8 +67,19 @@ TEST_F(Exported, RefusesWhatDoesNotGoTogether) {
       std::string::npos);
   EXPECT_NE(error("gpt2_train --data data --from-hf nowhere --out x").find("nowhere/config.json"),
             std::string::npos);
+  // As many tokens as the model has, but others.
+  write_file(folder_ / "reversed", [this] {
+    std::string text = read_file(folder_ / "text");
+    std::ranges::reverse(text);
+    return text;
+  }());
+  output("gpt2_prepare --text reversed --vocab 290 --out reversed_data");
+  EXPECT_NE(error("gpt2_train --data reversed_data --from-hf exported --out x")
+                .find("--data reversed_data: was made with another tokenizer"),
+            std::string::npos);
+  output("gpt2_train --data data --from-hf exported --out same --steps 1 --threads 1");
   EXPECT_NE(error("gpt2_generate --model run").find("--prompt is required"), std::string::npos);
-  EXPECT_NE(error("gpt2_generate --model run --prompt a --top-p 2").find("top_p"), std::string::npos);
+  EXPECT_NE(error("gpt2_generate --model run --prompt a --top-p 2").find("--top-p"), std::string::npos);
   EXPECT_NE(error("gpt2_generate --model run --prompt a --stop unto-him").find("is not one token"),
             std::string::npos);
 }
@@ -90,6 +101,8 @@ TEST_F(Exported, TakesManyPromptsAtOnce) {
     alone += child.wait().out;
   }
   EXPECT_EQ(all, alone);
+  write_file(folder_ / "prompts", "the\r\n\r\nand the lord said unto\r\nin\r\n");  // as Windows ends lines
+  EXPECT_EQ(output("gpt2_generate --model exported --prompts prompts --tokens 12 --temperature 0"), alone);
 }
 
 TEST_F(Exported, TokenFilesOfOtherProgramsBecomeOurs) {

@@ -85,6 +85,51 @@ TEST_F(SavedModel, SaysWhenItsTextIsLost) {
   EXPECT_NE(outcome.err.find("cannot write to standard output"), std::string::npos) << outcome.err;
 }
 
+TEST_F(SavedModel, SaysWhenItsFiguresAreLost) {
+  const std::string program = (programs_ / "gpt2_evaluate").string();
+  for (const char* to : {" > /dev/full", " >&-"}) {
+    Child child({"sh", "-c", program + " --model run --data data --threads 1" + to},
+                {.folder = folder_.path()});
+    const Outcome outcome = child.wait();
+    EXPECT_EQ(outcome.status, 1) << to;
+    EXPECT_NE(outcome.err.find("cannot write to standard output"), std::string::npos) << outcome.err;
+  }
+}
+
+// Whoever starts a program may close its streams. The first file that it opened would get a stream's number,
+// and with it all that is printed.
+TEST_F(SavedModel, HoldsNothingThatWasPrinted) {
+  std::string line;
+  for (const std::string& word :
+       command(train("--out closed --steps 20 --batch 4 --lr 0.01 --log closed.jsonl")))
+    line += word + " ";
+  Child child({"sh", "-c", line + "<&- >&- 2>&-"}, {.folder = folder_.path()});
+  EXPECT_EQ(child.wait().status, 0);
+  EXPECT_EQ(read_log("closed.jsonl").size(), 20u);  // throws at a line that is no JSON
+  EXPECT_EQ(std::filesystem::file_size(folder_ / "closed/.lock"), 0u);
+  EXPECT_TRUE(read_file(latest("closed") / "model.safetensors") ==
+              read_file(latest("run") / "model.safetensors"));
+}
+
+TEST_F(SavedModel, WithWeightsThatAreNotFiniteGivesNeitherTextNorFigures) {
+  ASSERT_EQ(run("gpt2_export --model run --out damaged").status, 0);
+  const auto file = folder_ / "damaged/model.safetensors";
+  NamedTensors weights = data::SafetensorsFile::open(file).read_all();
+  for (auto& [name, tensor] : weights)
+    if (name.ends_with("ln_f.bias")) tensor.set({0}, NAN);
+  data::write_safetensors(file, weights);
+  const Outcome text = run("gpt2_generate --model damaged --prompt the --tokens 3");
+  EXPECT_EQ(text.status, 1);
+  EXPECT_EQ(text.out, "the\n");  // the message begins a line
+  EXPECT_NE(text.err.find("is NaN; the model's weights are damaged"), std::string::npos) << text.err;
+
+  ASSERT_EQ(run("gpt2_prepare --text text --tokenizer damaged --out again").status, 0);
+  const Outcome figures = run("gpt2_evaluate --model damaged --data again");
+  EXPECT_EQ(figures.status, 1);
+  EXPECT_EQ(figures.out, "");
+  EXPECT_NE(figures.err.find("damaged: the loss is nan"), std::string::npos) << figures.err;
+}
+
 TEST_F(SavedModel, IsMeasuredTheSameOnAnyNumberOfRanks) {
   const Outcome alone = run("gpt2_evaluate --threads 1 --model run --data data");
   ASSERT_EQ(alone.status, 0) << alone.all();

@@ -123,6 +123,13 @@ TEST_F(Stop, EndsAnEvaluationAndAText) {
   text.signal_group(SIGINT);
   EXPECT_EQ(text.wait(5s).status, 0);
 
+  // Of many texts at once there is nothing to show yet.
+  write_file(folder_ / "prompts", "the\nand the lord\n");
+  Child texts = start("gpt2_generate --model run --prompts prompts --tokens 1000000000 --threads 1");
+  std::this_thread::sleep_for(300ms);
+  texts.signal_group(SIGINT);
+  EXPECT_EQ(texts.wait(5s).status, 128 + SIGINT);
+
   write_file(folder_ / "long", sample_text(400000));
   ASSERT_EQ(run("gpt2_prepare --text long --tokenizer run --out long_data").status, 0);
   Child evaluation = start("gpt2_evaluate --model run --data long_data --split train --stride 1 --threads 1");
