@@ -34,6 +34,9 @@ constexpr std::array<std::pair<DType, const char*>, 8> kDTypeNames{{{kF64, "F64"
                                                                     {kU8, "U8"},
                                                                     {kBool, "BOOL"}}};
 
+// As in the format's own library. In memory, a header is some ten times what it is in the file.
+constexpr std::uint64_t kMostHeaderBytes = 100'000'000;
+
 constexpr const char* kMetadataName = "__metadata__";
 
 const char* dtype_name(DType dtype) {
@@ -140,6 +143,10 @@ void SafetensorsFile::parse_header() {
   if (header_bytes > map_bytes_ - 8) {
     reject(path_, fmt::format("is cut short: the header says it has {} bytes, and {} follow", header_bytes,
                               map_bytes_ - 8));
+  }
+  if (header_bytes > kMostHeaderBytes) {
+    reject(path_, fmt::format("its header of {} bytes is too large: at most {} can be read", header_bytes,
+                              kMostHeaderBytes));
   }
   data_begin_ = 8 + static_cast<std::size_t>(header_bytes);
   const char* begin = reinterpret_cast<const char*>(map_) + 8;

@@ -26,8 +26,8 @@ using Metadata = std::map<std::string, std::string>;
 ///      8 + N          the elements, row-major, little-endian; offsets count from here
 ///
 /// Errors    DataError with path and reason for every header that does not describe exactly the bytes that
-///           follow: longer than the file, not JSON, an unknown dtype, a size that does not match its shape,
-///           ranges that overlap, leave gaps or lie outside, a name twice.
+///           follow: longer than the file or than 100 MB, not JSON, an unknown dtype, a size that does not
+///           match its shape, ranges that overlap, leave gaps or lie outside, a name twice.
 /// Threads   Reading is safe from any number of threads.
 /// Example   auto file = data::SafetensorsFile::open("run/model.safetensors");
 ///           Tensor wte = file.read("wte.weight");

@@ -49,8 +49,17 @@ std::int32_t id_of(const Json& value, std::string_view token) {
 // Puts a vocabulary together from an object of tokens, added tokens and merges.
 class Builder {
  public:
+  /// Of this object of tokens, and as many others at most.
+  Builder(const Json& object, std::size_t others) : most_tokens_(object.size() + others) {
+    if (!object.is_object() || object.empty()) throw DataError("there is no object of tokens and their ids");
+  }
+
   void add_token(std::int32_t id, std::string text) {
     const auto index = static_cast<std::size_t>(id);
+    if (index >= most_tokens_) {  // before memory is made for all ids below
+      throw DataError(fmt::format("the token '{}' has the id {}, but of {} tokens: ids must have no gaps",
+                                  text, id, most_tokens_));
+    }
     if (index >= vocabulary.tokens.size()) {
       vocabulary.tokens.resize(index + 1);
       is_there_.resize(index + 1);
@@ -70,7 +79,6 @@ class Builder {
 
   // Those that are not added: {"Ġthe": 262, ...}
   void add_vocabulary(const Json& object) {
-    if (!object.is_object() || object.empty()) throw DataError("there is no object of tokens and their ids");
     std::vector<bool> is_added = is_there_;
     for (const auto& [characters, value] : object.items()) {
       const std::int32_t id = id_of(value, characters);
@@ -113,6 +121,7 @@ class Builder {
   Vocabulary vocabulary;
 
  private:
+  std::size_t most_tokens_;
   ByteCharacters bytes_;
   std::vector<bool> is_there_;
   std::unordered_map<std::string, std::int32_t> ids_;  // by characters
@@ -234,9 +243,10 @@ Vocabulary hugging_face_vocabulary(const Json& root) {
                       "here",
                       find(normalizer, "type").dump()));
   }
-  Builder builder;
-  add_added_tokens(find(root, "added_tokens"), builder);
-  builder.add_vocabulary(find(model, "vocab"));
+  const Json added = find(root, "added_tokens"), vocab = find(model, "vocab");
+  Builder builder(vocab, added.size());
+  add_added_tokens(added, builder);
+  builder.add_vocabulary(vocab);
   const Json merges = find(model, "merges");
   if (!merges.is_array()) throw DataError("\"merges\" is not a list");
   for (const Json& merge : merges) {
@@ -254,7 +264,7 @@ Vocabulary hugging_face_vocabulary(const Json& root) {
 }
 
 Vocabulary gpt2_vocabulary(const Json& encoder, std::string_view merges) {
-  Builder builder;
+  Builder builder(encoder, 0);
   if (const Json end = find(encoder, kEndOfText.data()); !end.is_null())
     builder.add_special({.id = id_of(end, kEndOfText)}, std::string(kEndOfText));
   builder.add_vocabulary(encoder);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
@@ -235,6 +236,11 @@ TEST(Safetensors, HostileFilesAreRefusedWithTheirReason) {
     EXPECT_NE(message.find(c.reason), std::string::npos) << c.name << ": " << message;
     EXPECT_NE(message.find((folder / "bad").string()), std::string::npos) << c.name << ": " << message;
   }
+  write_anew(folder / "bad", file_bytes("", ""));
+  std::filesystem::resize_file(folder / "bad", 300'000'000);  // takes no disk
+  std::fstream(folder / "bad", std::ios::in | std::ios::out | std::ios::binary)
+      .write("\x01\xE1\xF5\x05\0\0\0\0", 8);  // 100,000,001
+  EXPECT_NE(error_of(folder / "bad").find("header of 100000001 bytes is too large"), std::string::npos);
   EXPECT_NE(error_of(folder / "nowhere").find("No such file"), std::string::npos);
   EXPECT_NE(error_of(folder.path()).find("is not a regular file"), std::string::npos);
   EXPECT_NE(error_of("/dev/zero").find("is not a regular file"), std::string::npos);

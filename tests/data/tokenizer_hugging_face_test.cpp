@@ -242,7 +242,16 @@ TEST(TokenizersFromElsewhere, AreRefusedWithTheReason) {
       {"id text", [](Json& j) { j["model"]["vocab"]["a"] = "5"; }, "not a number below 2^24"},
       {"id large", [](Json& j) { j["model"]["vocab"]["a"] = 4000000000U; }, "not a number below 2^24"},
       {"id twice", [](Json& j) { j["model"]["vocab"]["a"] = 5; }, "have the id 5"},
-      {"gap", [](Json& j) { j["model"]["vocab"]["zzz"] = 9000; }, "no token has the id"},
+      {"gap", [](Json& j) { j["model"]["vocab"]["zzz"] = 708; },
+       "id 708, but of 708 tokens: ids must have no gaps"},
+      {"wide gap", [](Json& j) { j["model"]["vocab"]["zzz"] = 16777215; },
+       "'zzz' has the id 16777215, but of 708"},
+      {"gap beside a token twice",
+       [](Json& j) {
+         j["model"]["vocab"]["<|begin_of_text|>"] = 700;
+         j["model"]["vocab"]["zzz"] = 708;
+       },
+       "no token has the id 707"},
       {"strange character", [](Json& j) { j["model"]["vocab"]["天"] = 707; }, "U+5929"},
       {"merges object", [](Json& j) { j["model"]["merges"] = Json::object(); }, "\"merges\" is not a list"},
       {"merge of one", [](Json& j) { j["model"]["merges"][3] = "ab"; }, "merge 3 ('ab') is not two tokens"},
