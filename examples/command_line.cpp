@@ -17,17 +17,20 @@ namespace examples {
 
 namespace {
 
-// Of a flag that does not exist; CLI11 does not say what comes near. Nothing does to --device.
+// Of a flag that does not exist; CLI11 does not say what comes near. Other programs say more than ours where
+// they say the same: --batch_size, --max-new-tokens.
 std::string suggestion(const CLI::App& app) {
-  std::vector<std::string> known;
+  std::vector<std::string> known;  // without "--"
   for (const CLI::Option* option : app.get_options())
-    for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
-  for (const std::string& word : app.remaining()) {
+    for (const std::string& name : option->get_lnames()) known.push_back(name);
+  for (std::string word : app.remaining()) {
     if (!word.starts_with("--")) continue;
-    std::string near = tessera::near_name(word, known);
-    for (const std::string& name : known)  // --batch_size
-      if (near.empty() && word.starts_with(name)) near = name;
-    return near.empty() ? "" : "Did you mean " + near + "?\n";
+    word.erase(0, 2);
+    std::string near;
+    for (const std::string& name : known)
+      if ((word.starts_with(name) || word.ends_with(name)) && name.size() > near.size()) near = name;
+    if (near.empty()) near = tessera::near_name(word, known);
+    return near.empty() ? "" : "Did you mean --" + near + "?\n";
   }
   return "";
 }

@@ -284,6 +284,7 @@ TEST_F(BadInput, ThatResemblesNoFlagIsNotTakenForOne) {
   const Outcome outcome = run("gpt2_generate --prompt a --device cuda");
   EXPECT_EQ(outcome.status, 2);
   EXPECT_EQ(outcome.err.find("Did you mean"), std::string::npos) << outcome.err;
+  EXPECT_NE(run("gpt2_generate --max-new-tokens 5").err.find("Did you mean --tokens?"), std::string::npos);
   EXPECT_NE(run("gpt2_train --batch_size 8").err.find("Did you mean --batch?"), std::string::npos);
 }
 
