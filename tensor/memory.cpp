@@ -11,7 +11,7 @@
 namespace tessera {
 namespace {
 
-constexpr std::size_t kLargeBlock = std::size_t{1} << 20;
+constexpr std::size_t kLargeBlock = std::size_t{128} << 10;
 
 // Size classes: multiples of 64 bytes up to 1 KiB, then eight steps for each power of two. At most an eighth
 // is lost, and a step's requests, which repeat exactly, always find their block again.
