@@ -158,7 +158,8 @@ class BackwardPass {
       }
     }
     for (auto& task : tasks) {
-      Grads grads = call_backward(*task.node, task.dys, Needs(task.wanted, !task.retain_graph));
+      Grads grads =
+          call_backward(*task.node, task.dys, Needs(task.wanted, !task.retain_graph, task.node->inputs));
       if (!task.retain_graph) task.node->free();
       task.dys.clear();
       for (std::size_t i = 0; i < grads.size(); ++i) {
@@ -342,7 +343,9 @@ class BackwardPass {
       if (dys[i].defined()) dys[i] = dys[i].to(node->outputs[i].dtype);
     }
     if (any_dy && (any_other || !defer))
-      grads = call_backward(*node, dys, Needs(now, !options_.retain_graph && !defer));
+      grads = call_backward(*node, dys,
+                            Needs(now, !options_.retain_graph && !defer,
+                                  collect_ ? std::span<const std::shared_ptr<GradInfo>>() : node->inputs));
     if (defer) {
       options_.deferred->tasks_.push_back({node, std::move(dys), std::move(later), options_.retain_graph});
     } else if (!options_.retain_graph) {

@@ -115,6 +115,12 @@ void GradInfo::record(const char* operation, const Tensor& input, Tensor& output
                  });
 }
 
+Tensor Needs::sum_so_far(std::size_t input) const {
+  if (summed_.empty() || !wanted_[input]) return {};
+  const GradInfo& info = *summed_[input];
+  return info.is_leaf() && info.hooks.empty() ? info.grad : Tensor();
+}
+
 void Node::free() noexcept {
   backward = nullptr;
   for (Output& output : outputs) output.recipe = nullptr;

@@ -27,18 +27,27 @@
 
 namespace tessera {
 
+class GradInfo;
+
 /// Which inputs' gradients a backward closure must compute now, by position. Others may be left undefined.
 class Needs {
  public:
-  Needs(std::span<const std::uint8_t> wanted, bool may_overwrite_saved)
-      : wanted_(wanted), may_overwrite_saved_(may_overwrite_saved) {}
+  /// `summed` are the inputs whose gradients are added to the leaves' own and to nothing else: all or none.
+  Needs(std::span<const std::uint8_t> wanted, bool may_overwrite_saved,
+        std::span<const std::shared_ptr<GradInfo>> summed = {})
+      : wanted_(wanted), summed_(summed), may_overwrite_saved_(may_overwrite_saved) {}
   [[nodiscard]] bool operator[](std::size_t input) const noexcept { return wanted_[input] != 0; }
   /// True if the graph is freed after this call: a saved value that nobody else holds may become the
   /// gradient's memory.
   [[nodiscard]] bool may_overwrite_saved() const noexcept { return may_overwrite_saved_; }
+  /// What a leaf has of its gradient so far, if the closure's part is to be added to it and seen by nobody
+  /// before: a closure that has few rows of it may add them here, and leave its gradient undefined. Undefined
+  /// in all other cases.
+  [[nodiscard]] Tensor sum_so_far(std::size_t input) const;
 
  private:
   std::span<const std::uint8_t> wanted_;
+  std::span<const std::shared_ptr<GradInfo>> summed_;
   bool may_overwrite_saved_;
 };
 

@@ -58,13 +58,17 @@ Tensor embedding(const Tensor& table, const Tensor& ids) {
   indexing(table).embedding(table.view(), rows.view(), y.mutable_view());
   Shape y_shape = ids.shape();
   y_shape.push_back(table.dim(1));
+  // dtable[id] = Σ dy over the positions of id. Of V rows at most N are not zero: where the table has a
+  // gradient already, of the head that it is tied to or of an earlier pass, they go straight into it.
   return record("embedding", laid_out(y.reshape(y_shape), layout), {table},
-                [rows = saved(rows), shape = table.shape(), dtype = gradient_dtype(table)](const Tensor& dy,
-                                                                                           Needs) -> Grads {
-                  Tensor dtable = zeros(shape, {.dtype = dtype, .device = dy.device()});
+                [rows = saved(rows), shape = table.shape(), dtype = gradient_dtype(table)](
+                    const Tensor& dy, Needs needs) -> Grads {
+                  Tensor sum = needs.sum_so_far(0);
+                  const bool in_place = sum.defined() && sum.dtype() == dtype && sum.shape() == shape;
+                  if (!in_place) sum = zeros(shape, {.dtype = dtype, .device = dy.device()});
                   const Tensor dy_rows = dy.contiguous().reshape({rows.get().dim(0), shape[1]});
-                  indexing(dy).embedding_backward(dy_rows.view(), rows.get().view(), dtable.mutable_view());
-                  return {dtable};
+                  indexing(dy).embedding_backward(dy_rows.view(), rows.get().view(), sum.mutable_view());
+                  return {in_place ? Tensor() : sum};
                 });
 }
 

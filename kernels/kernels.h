@@ -225,7 +225,7 @@ class Indexing {
   /// y [N, D] ← table [V, D] rows ids [N] (i64); zeros for id −1. Throws IndexError naming the id.
   virtual void embedding(const ConstView& table, const ConstView& ids, const View& y) const = 0;
   /// dtable [V, D] ← dtable + scatter of dy [N, D]; dtable in dtype of dy, or f32. Deterministic: rows of
-  /// equal id are added in the order of n. Rows of id −1 go nowhere.
+  /// equal id are summed in the order of n, and the sum is added. Rows of id −1 go nowhere.
   virtual void embedding_backward(const ConstView& dy, const ConstView& ids, const View& dtable) const = 0;
 
   /// y[..., i, ...] ← x[..., index[..., i, ...], ...] along `dim`; y has index's (i64) shape.

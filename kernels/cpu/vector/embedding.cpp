@@ -25,7 +25,8 @@ TESSERA_INLINE Matrix row_of(const Matrix& matrix, std::int64_t row) {
   return view;
 }
 
-/// dtable[id] += Σ dy[n] over the positions n of one id: in T, rounded once.
+/// dtable[id] += Σ dy[n] over the positions n of one id: in T, rounded once. The sum comes first: the result
+/// is that of adding a table with these rows, and zeros elsewhere, to dtable.
 template <class T>
 void add_rows(const ConstView& dy, const std::int64_t* positions, std::int64_t num_positions,
               const View& table_row) {
@@ -37,14 +38,16 @@ void add_rows(const ConstView& dy, const std::int64_t* positions, std::int64_t n
   TileOutput<T> output(loop, 0);
   alignas(64) T sums[kTileSize];
   for_each_tile(loop, 0, loop.size, [&](const Tile& tile) {
-    const T* start = before.load_anew(tile);
-    for (std::int64_t i = 0; i < tile.size; ++i) sums[i] = start[i];
+    for (std::int64_t i = 0; i < tile.size; ++i) sums[i] = 0;
     for (std::int64_t p = 0; p < num_positions; ++p) {
       loop.operands[1].data = const_cast<char*>(data + positions[p] * row_bytes);
       const T* row = gradient.load_anew(tile);
 #pragma omp simd
       for (std::int64_t i = 0; i < tile.size; ++i) sums[i] += row[i];
     }
+    const T* start = before.load_anew(tile);
+#pragma omp simd
+    for (std::int64_t i = 0; i < tile.size; ++i) sums[i] += start[i];
     T* to = output.begin(tile);
     for (std::int64_t i = 0; i < tile.size; ++i) to[i] = sums[i];
     output.end(tile, to);
