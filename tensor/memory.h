@@ -51,9 +51,9 @@ struct MemoryReport {
 };
 
 /// A rank's memory on one device: hands out 64-byte aligned blocks, keeps freed ones, and counts bytes by
-/// category. A small block waits for the next request of its size class; large ones, from 128 KiB on, are parts
-/// of long runs of memory, split and merged as they come (tensor/best_fit_arena.h). On the meta device it
-/// counts and allocates nothing.
+/// category. A small block waits for the next request of its size class; large ones, from 128 KiB on, are
+/// parts of long runs of memory, split and merged as they come (tensor/best_fit_arena.h). On the meta device
+/// it counts and allocates nothing.
 ///
 /// Threads   All members may be called from any thread: a storage may be freed by another rank than its
 ///           owner.
