@@ -3,9 +3,10 @@
 //   bench_worker WORKLOAD THREADS      reads lines from stdin; for each "go" runs the workload once and
 //                                      writes its seconds; at the end of the input, "peak BYTES" of memory
 //
-//   train MODEL DTYPE BxT [selective]   a step: forward, backward, clipping, AdamW; MODEL is gpt2 or char; DTYPE
-//                              may be bf16state, too: bf16, and so AdamW's state. selective: norms and activation
-//                              functions are made again in backward
+//   train MODEL DTYPE BxT [selective]
+//                              a step: forward, backward, clipping, AdamW; MODEL is gpt2 or char; DTYPE may
+//                              be bf16state, too: bf16, and so AdamW's state. selective: norms and
+//                              activation functions are made again in backward
 //   forward MODEL DTYPE BxT    logits and loss without gradients
 //   generate MODEL DTYPE B     32 greedy tokens for each of B prompts of 32, with a cache of keys and values
 //   adamw                      one update of 124M parameters
