@@ -134,19 +134,21 @@ TESSERA_INLINE void store(Lanes<float> v, Out* y, FirstLanes lanes) {
 }
 TESSERA_INLINE void store(Lanes<double> v, double* y, FirstLanes lanes) { store_first<double>(v, y, lanes); }
 
-/// v + (v moved down by Half lanes): what comes round from below stands in lanes that nobody reads.
+/// v + (v moved down by Half lanes). Lanes from Half on get sums too, of what comes round: nobody reads them.
 template <int Half, class Vector, int... Lane>
 TESSERA_INLINE Vector add_upper(Vector v, std::integer_sequence<int, Lane...>) {
   return v + __builtin_shufflevector(v, v, (Lane + Half) % static_cast<int>(sizeof...(Lane))...);
 }
 
-/// Sum over the lanes, in the order of a binary tree.
+/// Sum over the lanes, in the order of a binary tree. By shuffles: of a loop over an array of lanes g++ makes
+/// one through memory.
 template <class T>
 TESSERA_INLINE T sum_of_lanes(Lanes<T> v) {
-  constexpr std::make_integer_sequence<int, kLanes<T>> kEach{};
-  if constexpr (kLanes < T >> 8) v = add_upper<8>(v, kEach);
-  if constexpr (kLanes < T >> 4) v = add_upper<4>(v, kEach);
-  if constexpr (kLanes < T >> 2) v = add_upper<2>(v, kEach);
+  constexpr int kCount = kLanes<T>;
+  constexpr std::make_integer_sequence<int, kCount> kEach{};
+  if constexpr (kCount > 8) v = add_upper<8>(v, kEach);
+  if constexpr (kCount > 4) v = add_upper<4>(v, kEach);
+  if constexpr (kCount > 2) v = add_upper<2>(v, kEach);
   return add_upper<1>(v, kEach)[0];
 }
 
