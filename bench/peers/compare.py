@@ -138,9 +138,13 @@ def make_text():
 def beside_mpi(rounds):
     """A table of its own: the peer is MPI, and turns are taken inside of one job."""
     if not ALL_REDUCE.exists():
-        return print("all-reduce: left out, the build has no MPI", flush=True)
+        print("all-reduce: left out, the build has no MPI", flush=True)
+        return
     print(f"\n{processor()}:", flush=True)
-    return subprocess.run(["mpiexec", "-n", "2", str(ALL_REDUCE), "--rounds", str(rounds)], check=False)
+    try:
+        subprocess.run(["mpiexec", "-n", "2", str(ALL_REDUCE), "--rounds", str(rounds)], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"scripts/bench: all-reduce was not measured: {error}")
 
 
 def main():

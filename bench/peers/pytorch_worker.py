@@ -2,9 +2,10 @@
 
     pytorch_worker.py eager|compiled WORKLOAD... THREADS
 
-bf16 is autocast with f32 weights, as PyTorch's users train; so is bf16state. AdamW is the fused one. Whatever makes PyTorch faster on this
-machine is chosen by a measurement before the rounds: f32 products by MKL or by oneDNN, compiled inference with weights
-that are frozen (packed, converted once) or not. What was chosen goes to stderr.
+bf16 is autocast with f32 weights, as PyTorch's users train; so is bf16state, for AdamW's state has no shorter form there.
+AdamW is the fused one. Whatever makes PyTorch faster on this machine is chosen by a measurement before the rounds: f32
+products by MKL or by oneDNN, compiled inference with weights that are frozen (packed, converted once) or not. What was
+chosen goes to stderr.
 """
 
 import contextlib
@@ -171,8 +172,8 @@ def best_inference(make_run):
         run = make_run()
         runs[freezing] = seconds(run, 3), run
     freezing = min(runs, key=lambda each: runs[each][0])
-    print(f"compiled with{'' if freezing else 'out'} freezing: {runs[freezing][0] / runs[not freezing][0]:.2f} of the other's time",
-          file=sys.stderr)
+    print(f"compiled with{'' if freezing else 'out'} freezing: {runs[freezing][0] / runs[not freezing][0]:.2f} of the "
+          "other's time", file=sys.stderr)
     return runs[freezing][1]
 
 
