@@ -62,8 +62,8 @@ ConfigFile ConfigFile::parse(const std::string& json, const std::string& origin)
   object->place = origin;
   std::vector<std::set<std::string>> keys;  // of the objects around the place that is read
   const auto refuse = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (static_cast<std::size_t>(depth) >
-        kMostJsonLevels) {  // a value that is copied or printed calls itself for each of them
+    // Asked here and not by nests_too_deep, which knows no comments: a configuration may have some.
+    if (static_cast<std::size_t>(depth) > kMostJsonLevels) {
       throw ConfigError(fmt::format("{}: brackets stand in more than {} others", origin, kMostJsonLevels));
     }
     if (event == Json::parse_event_t::object_start) keys.emplace_back();

@@ -93,7 +93,7 @@ struct TapeTotal {
 /// single entries for the latest `capacity` calls.
 ///
 /// Threads   All members may be called from any thread.
-/// Cost      A call is recorded in about 0.1 µs; memory is bounded by `capacity`.
+/// Cost      A call is recorded in about 0.1 µs; memory for `capacity` entries is taken at construction.
 class Tape {
  public:
   explicit Tape(std::size_t capacity = 1024);
