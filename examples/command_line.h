@@ -9,7 +9,8 @@
 namespace examples {
 
 /// Parses a command line. For --help and for a mistake it prints what CLI11 has to say and ends the process,
-/// with status 0 or 2; under mpiexec rank 0 alone prints.
+/// with status 0 or 2; under mpiexec rank 0 alone prints. Before all that it reserves standard streams that
+/// are closed (dist/standard_streams.h): programs open files before they call dist::run.
 void parse_or_exit(CLI::App& app, int argc, char** argv);
 
 /// For CLI::Option::check: a number from `least` on; CLI11's own ranges name the largest double in their

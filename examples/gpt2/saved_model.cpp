@@ -56,8 +56,7 @@ void require_model(const std::filesystem::path& folder) {
   if (!fs::is_directory(folder, ignored)) {
     throw DataError(
         fmt::format("{}: there is no such folder, hence no saved model; it is what gpt2_train has as --out, "
-                    "or a model of "
-                    "Hugging Face that lies on this machine (nothing is downloaded)",
+                    "or a model of Hugging Face that lies on this machine (nothing is downloaded)",
                     folder.string()));
   }
   if (fs::exists(folder / "config.json", ignored))
