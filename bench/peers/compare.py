@@ -12,6 +12,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 WORKER = ROOT / "build/release/bin/bench_worker"
@@ -48,12 +49,18 @@ class Side:
 
     def __init__(self, command, threads, environment=None):
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **(environment or {})}
+        self.words = tempfile.TemporaryFile(mode="w+")  # not a pipe: that would have to be read meanwhile
         self.process = subprocess.Popen([str(word) for word in command] + [str(threads)], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+                                        stdout=subprocess.PIPE, stderr=self.words, text=True, env=environment)
         self.seconds, self.peak = [], 0
         if self.process.stdout.readline().strip() != "ready":
-            lines = [line for line in self.process.stderr.read().splitlines() if line.strip()]
+            lines = self.said()
             raise RuntimeError(lines[-1] if lines else "ended without a word")
+
+    def said(self):
+        """Lines of its stderr."""
+        self.words.seek(0)
+        return [line.strip() for line in self.words.read().splitlines() if line.strip()]
 
     def go(self):
         self.process.stdin.write("go\n")
@@ -97,16 +104,20 @@ def measure(row, options, has_pytorch):
     return sides, absent
 
 
+def written(value):
+    return f"{value:>11,.0f}" if value >= 1000 else f"{value:>11.4g}"
+
+
 def rate(side, work):
     return work / side.median()
 
 
-def show(row, sides, absent):
+def show(row, sides, absent, choices):
     name, _, work, unit, _ = row
     work = work if work is not None else TEXT.stat().st_size / 1e6
     cells = [f"{name:<28}", f"{unit:>9}"]
     for key in ("tessera", "eager", "compiled"):
-        cells.append(f"{rate(sides[key], work):>11,.4g}" if key in sides else f"{'':>11}")
+        cells.append(written(rate(sides[key], work)) if key in sides else f"{'':>11}")
     best = max((rate(sides[key], work) for key in ("eager", "compiled") if key in sides), default=None)
     own = sides.get("tessera")
     cells.append(f"{rate(own, work) / best:>9.2f}" if own and best else f"{'':>9}")
@@ -117,6 +128,11 @@ def show(row, sides, absent):
     print(" ".join(cells), flush=True)
     for key, why in absent.items():
         print(f"    {key}: {why[:150]}", flush=True)
+    if choices:
+        for key in ("eager", "compiled"):
+            for line in sides[key].said() if key in sides else []:
+                if " of the other's time" in line:
+                    print(f"    {key}: {line}", flush=True)
 
 
 def processor():
@@ -153,6 +169,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side; their median is shown [5]")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side [all cores]")
     parser.add_argument("--no-pytorch", action="store_true", help="Tessera alone")
+    parser.add_argument("--choices", action="store_true", help="say below a row what PyTorch was found to be fastest with")
     options = parser.parse_args()
     rows = [row for row in ROWS if re.search(options.only, row[0])]
     all_reduce = re.search(options.only, "all-reduce")
@@ -171,7 +188,7 @@ def main():
               + (f"PyTorch {version}" if version else "PyTorch is absent: Tessera's columns alone"))
         print(f"{'':<28} {'':>9} {'Tessera':>11} {'eager':>11} {'compiled':>11} {'ratio':>9} {'of floor':>8} {'GiB':>8} {'theirs':>8}")
         for row in rows:
-            show(row, *measure(row, options, bool(version)))
+            show(row, *measure(row, options, bool(version)), options.choices)
         print("\nratio: Tessera's rate over the better of PyTorch's. of floor: time of the step's matrix products and one AdamW\n"
               "pass alone, measured in the same turns, over the step's time. GiB: peak memory of the process.")
     if all_reduce:
