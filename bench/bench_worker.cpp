@@ -3,10 +3,8 @@
 //   bench_worker WORKLOAD THREADS      reads lines from stdin; for each "go" runs the workload once and
 //                                      writes its seconds; at the end of the input, "peak BYTES" of memory
 //
-//   train MODEL DTYPE BxT [selective]
-//                              a step: forward, backward, clipping, AdamW; MODEL is gpt2 or char; DTYPE may
-//                              be bf16state, too: bf16, and so AdamW's state. selective: norms and
-//                              activation functions are made again in backward
+//   train MODEL DTYPE BxT      a step: forward, backward, clipping, AdamW; MODEL is gpt2 or char; DTYPE may
+//                              be bf16state, too: bf16, and so AdamW's state
 //   forward MODEL DTYPE BxT    logits and loss without gradients
 //   generate MODEL DTYPE B     32 greedy tokens for each of B prompts of 32, with a cache of keys and values
 //   adamw                      one update of 124M parameters
@@ -90,11 +88,9 @@ Tensor tokens(const Shape2& shape, std::int64_t vocabulary, std::int64_t offset)
   return from_vector(ids, Shape{shape.batch, shape.time});
 }
 
-Round train(const std::string& name, const std::string& types, const Shape2& shape,
-            nn::RecomputeConfig::Mode recompute) {
+Round train(const std::string& name, const std::string& types, const Shape2& shape) {
   const bool bf16_state = types == "bf16state";
   auto made = std::make_shared<Model>(make_model(name, parse_dtype(bf16_state ? "bf16" : types)));
-  made->model->set_recompute({.mode = recompute});
   auto optimizer = std::make_shared<optim::AdamW>(
       made->model->named_parameters(),
       optim::AdamConfig{.lr = 1e-4, .weight_decay = 0.1, .state_dtype = bf16_state ? kBF16 : kF32},
@@ -203,12 +199,7 @@ Round round_of(const std::vector<std::string>& words) {
     return words[i];
   };
   const std::string kind = word(0);
-  if (kind == "train") {
-    using Mode = nn::RecomputeConfig::Mode;
-    if (words.size() > 4 && words[4] != "selective")
-      throw ConfigError("after the shape there may be `selective`; got " + words[4]);
-    return train(word(1), word(2), parse_shape(word(3)), words.size() > 4 ? Mode::kSelective : Mode::kNone);
-  }
+  if (kind == "train") return train(word(1), word(2), parse_shape(word(3)));
   if (kind == "forward") return forward(word(1), parse_dtype(word(2)), parse_shape(word(3)));
   if (kind == "generate") return generate(word(1), parse_dtype(word(2)), std::stoll(word(3)));
   if (kind == "adamw") return adamw();

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 #include <string_view>
 
 // Private to data/ and dist/.
@@ -29,6 +30,11 @@ inline constexpr std::size_t kMostJsonLevels = 100;
     }
   }
   return false;
+}
+
+/// What to say of it, behind the name of the file.
+[[nodiscard]] inline std::string too_deep() {
+  return "its brackets stand in more than " + std::to_string(kMostJsonLevels) + " others";
 }
 
 }  // namespace tessera::data::detail

@@ -152,10 +152,8 @@ void SafetensorsFile::parse_header() {
   const char* begin = reinterpret_cast<const char*>(map_) + 8;
   std::string current = "header";
   try {
-    if (detail::nests_too_deep({begin, static_cast<std::size_t>(header_bytes)})) {
-      throw std::out_of_range(
-          fmt::format("its brackets stand in more than {} others", detail::kMostJsonLevels));
-    }
+    if (detail::nests_too_deep({begin, static_cast<std::size_t>(header_bytes)}))
+      throw std::out_of_range(detail::too_deep());
     const Json header = parse_refusing_duplicates(begin, begin + header_bytes);
     if (!header.is_object()) throw std::out_of_range("must be a JSON object");
     for (const auto& [name, value] : header.items()) {

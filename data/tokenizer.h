@@ -120,6 +120,9 @@ class Tokenizer {
   ///           damaged; of another's, what this tokenizer would not do the same.
   [[nodiscard]] static Tokenizer load(const std::filesystem::path& path);
 
+  /// Whether `folder` has files that load() would read.
+  [[nodiscard]] static bool is_in(const std::filesystem::path& folder);
+
   /// Writes `folder`/tokenizer.json, making the folder if need be. The format is described in docs/data.md.
   /// The file appears whole or not at all.
   /// Errors    DataError if the folder cannot be written to, FileError if the disk is full.

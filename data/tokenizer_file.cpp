@@ -178,9 +178,7 @@ std::optional<std::pair<std::filesystem::path, std::filesystem::path>> gpt2_file
 
 Tokenizer parse(const std::filesystem::path& path, const std::function<Tokenizer(const Json& root)>& read) {
   const std::string text = read_text(path);
-  if (detail::nests_too_deep(text)) {
-    throw failure(path, fmt::format("its brackets stand in more than {} others", detail::kMostJsonLevels));
-  }
+  if (detail::nests_too_deep(text)) throw failure(path, detail::too_deep());
   try {
     return read(Json::parse(text));
   } catch (const nlohmann::json::parse_error& error) {
@@ -191,6 +189,10 @@ Tokenizer parse(const std::filesystem::path& path, const std::function<Tokenizer
 }
 
 }  // namespace
+
+bool Tokenizer::is_in(const std::filesystem::path& folder) {
+  return std::filesystem::exists(folder / kTokenizerFile) || gpt2_files(folder).has_value();
+}
 
 Tokenizer Tokenizer::load(const std::filesystem::path& path) {
   std::error_code ignored;

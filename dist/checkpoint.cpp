@@ -271,10 +271,7 @@ CheckpointReader::CheckpointReader(const fs::path& folder, bool with_optimizer) 
   try {
     const std::string text = read_text(source / kIndexFile);
     index_hash_ = kernels::stream_id(text);  // FNV-1a
-    if (data::detail::nests_too_deep(text)) {
-      throw std::out_of_range(
-          fmt::format("its brackets stand in more than {} others", data::detail::kMostJsonLevels));
-    }
+    if (data::detail::nests_too_deep(text)) throw std::out_of_range(data::detail::too_deep());
     const Json index = Json::parse(text);
     if (index.at("format") != "tessera-checkpoint") throw std::out_of_range("is not a checkpoint's index");
     if (index.at("version").get<int>() > kFormatVersion)

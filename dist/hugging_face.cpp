@@ -62,9 +62,7 @@ Shape transposed_shape(const Shape& shape) { return {shape[1], shape[0]}; }
 std::map<std::string, std::string> read_index(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
   const std::string text(std::istreambuf_iterator<char>(file), {});
-  if (data::detail::nests_too_deep(text)) {
-    fail(path, fmt::format("its brackets stand in more than {} others", data::detail::kMostJsonLevels));
-  }
+  if (data::detail::nests_too_deep(text)) fail(path, data::detail::too_deep());
   try {
     const Json map = Json::parse(text).at("weight_map");
     if (!map.is_object() || map.empty()) fail(path, "'weight_map' does not say which file has which tensor");

@@ -221,10 +221,8 @@ HuggingFaceConfig read_hugging_face_config(const fs::path& path) {
   if (const auto size = fs::file_size(path, error); !error && size > static_cast<std::uintmax_t>(kMostBytes))
     throw DataError(fmt::format("{}: {} bytes are too many for a config.json", path.string(), size));
   const std::string text(std::istreambuf_iterator<char>(file), {});
-  if (data::detail::nests_too_deep(text)) {
-    throw DataError(fmt::format("{}: its brackets stand in more than {} others", path.string(),
-                                data::detail::kMostJsonLevels));
-  }
+  if (data::detail::nests_too_deep(text))
+    throw DataError(fmt::format("{}: {}", path.string(), data::detail::too_deep()));
   try {
     const Keys keys(path, Json::parse(text));
     const std::string type = keys.text("model_type", "");

@@ -15,8 +15,6 @@
 #include <sys/file.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <array>
 #include <cerrno>
 #include <csignal>
 #include <exception>
@@ -88,11 +86,7 @@ void check_output_folder(const TrainOptions& options, const data::Tokenizer& tok
 
 // The weights of a model of Hugging Face know tokens by the numbers that its own tokenizer gives them.
 void check_tokenizer_of_weights(const TrainOptions& options, const data::Tokenizer& tokenizer) {
-  if (options.from_hf.empty()) return;
-  const bool has_tokenizer =
-      std::ranges::any_of(std::array{"tokenizer.json", "encoder.json", "vocab.json"},
-                          [&](const char* file) { return fs::exists(options.from_hf / file); });
-  if (!has_tokenizer) return;
+  if (options.from_hf.empty() || !data::Tokenizer::is_in(options.from_hf)) return;
   if (data::Tokenizer::load(options.from_hf).vocabulary().tokens == tokenizer.vocabulary().tokens) return;
   throw DataError(fmt::format(
       "--data {}: was made with another tokenizer than that of --from-hf {}, so its ids mean other tokens to "
